@@ -1,0 +1,110 @@
+"""Bucketed shapes, so that another data set of similar size does not compile again.
+
+After one pass over the rows only cross-products are left, so n never enters a compiled
+program. Levels and columns of X are padded up to a bucket. A padded level has zero
+cross-products, hence M = I: it adds nothing to the log-determinant or to any product,
+and its effects are zero. A padded column of X is marked unused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from jaxglmm.crossproducts import CrossProducts, SparseTail
+from jaxglmm.plan import Block, Layout
+from jaxglmm.typing import Array
+
+__all__ = ["pad", "unpad_effects"]
+
+
+def _chain_bucket(n: int) -> int:
+    for size in (64, 512):
+        if n <= size:
+            return size
+    step = 2 ** (int(n - 1).bit_length() - 3)  # 4 to 8 buckets an octave
+    return -(-n // step) * step
+
+
+def _tail_bucket(n: int) -> int:
+    if n <= 512:
+        return max(8, 1 << int(n - 1).bit_length())
+    return -(-n // 64) * 64
+
+
+def _column_bucket(p: int) -> int:
+    return max(8, 1 << int(p - 1).bit_length()) if p else 0
+
+
+def pad(cp: CrossProducts, layout: Layout) -> tuple[CrossProducts, Layout]:
+    """Pad levels and columns to their buckets (NumPy arrays in and out).
+
+    A sparse tail keeps its exact shapes: such models are large and rarely repeated.
+    """
+    p = cp.unused.shape[0]
+    if any(isinstance(t, SparseTail) for t in cp.tail):
+        return cp, layout
+    blocks = tuple(
+        dataclasses.replace(
+            b,
+            n_levels=(_chain_bucket if f < layout.n_chain else _tail_bucket)(b.n_levels),
+        )
+        for f, b in enumerate(layout.blocks)
+    )
+    padded = dataclasses.replace(layout, blocks=blocks)
+    columns, size = _positions(layout, padded, p, _column_bucket(p))
+    own, up, tail = [], [], []
+    for f in range(layout.n_chain):
+        J = padded.blocks[f].n_levels
+        own.append(_widen(cp.own[f], J))
+        up.append(tuple(_widen(u, J) for u in cp.up[f]))
+        wide = np.zeros((cp.tail[f].shape[0], size, cp.tail[f].shape[2]))
+        wide[:, columns] = cp.tail[f]
+        tail.append(_widen(wide, J))
+    gram = np.zeros((size, size))
+    gram[np.ix_(columns, columns)] = cp.gram
+    unused = np.ones(_column_bucket(p))
+    unused[:p] = cp.unused
+    parents = tuple(
+        _widen(parent, padded.blocks[f].n_levels)
+        for f, parent in enumerate(cp.parents)
+    )
+    padded_cp = dataclasses.replace(
+        cp, own=tuple(own), up=tuple(up), tail=tuple(tail), gram=gram, unused=unused,
+        parents=parents,
+    )  # fmt: skip
+    return padded_cp, padded
+
+
+def _widen(x: Array, n_levels: int) -> Array:
+    """Zeros behind the last axis up to n_levels."""
+    if x.shape[-1] == n_levels:
+        return x
+    out = np.zeros((*x.shape[:-1], n_levels), x.dtype)
+    out[..., : x.shape[-1]] = x
+    return out
+
+
+def _positions(
+    layout: Layout, padded: Layout, p: int, p_padded: int
+) -> tuple[np.ndarray, int]:
+    """Where the columns [Z_R X y] stand after padding, and how many there are."""
+    parts, start = [], 0
+    for old, new in zip(layout.tail, padded.tail):
+        parts.append(start + np.arange(old.size))
+        start += new.size
+    parts.append(start + np.arange(p))
+    parts.append([start + p_padded])
+    return np.concatenate(parts).astype(int), start + p_padded + 1
+
+
+def block_sizes(layout: Layout) -> list[Block]:
+    """Block of every term."""
+    by_term = {t: b for b in layout.blocks for t in b.terms}
+    return [by_term[t] for t in range(len(layout.term_k))]
+
+
+def unpad_effects(values: tuple[Array, ...], layout: Layout) -> tuple[Array, ...]:
+    """First J levels of every term's effects (J_padded, ...)."""
+    return tuple(v[: b.n_levels] for v, b in zip(values, block_sizes(layout)))

@@ -1,0 +1,170 @@
+"""Compiled programs of the people's door, kept in the process and on disk.
+
+A program is asked for by a function, its static arguments and the shapes of its arrays.
+It is looked for in this process, then in the cache folder, then compiled and written
+there, so that a second process neither traces nor compiles. JAX's own configuration is
+neither read into nor changed, with one exception: where the user has configured JAX's
+persistent cache, that one is left to do the work and nothing is written here.
+
+Environment
+-----------
+JAXGLMM_CACHE_DIR
+    Folder to use instead of the user's cache folder.
+JAXGLMM_CACHE
+    ``0`` or ``off``: nothing is kept on disk.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import pickle
+import platform
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxglmm
+
+__all__ = ["cache_dir", "clear_cache", "run"]
+
+_MAX_BYTES = 300_000_000
+_programs: dict[Any, Any] = {}
+
+
+def run(fn: Callable, static: tuple, *args, keep: bool = True) -> Any:
+    """Call ``fn(*static, *args)`` compiled in float64; NumPy arrays in and out.
+
+    Parameters
+    ----------
+    fn : callable
+        A module-level function; ``static`` its leading, hashable arguments.
+    static : tuple
+        Must have a repr that says all about it, if it is to be kept on disk.
+    *args : pytrees of NumPy arrays
+    keep : bool
+        Whether the program may be kept on disk.
+
+    Returns
+    -------
+    pytree of NumPy arrays
+    """
+    leaves, treedef = jax.tree.flatten(args)
+    shapes = tuple((np.shape(x), np.result_type(x).str) for x in leaves)
+    key = (fn, static, treedef, shapes)
+    program = _programs.get(key)
+    with jax.enable_x64(True):
+        if program is None:
+            program = _get(fn, static, args, treedef, shapes, keep)
+            _programs[key] = program
+        return jax.tree.map(np.asarray, program(*args))
+
+
+def _get(fn, static, args, treedef, shapes, keep):
+    path = _path(fn, static, treedef, shapes) if keep else None
+    program = _load(path) if path else None
+    if program is None:
+        program = jax.jit(functools.partial(fn, *static)).lower(*args).compile()
+        if path:
+            _store(path, program)
+    return program
+
+
+def cache_dir() -> Path | None:
+    """Folder that compiled programs are kept in; None where that is switched off."""
+    if os.environ.get("JAXGLMM_CACHE", "").lower() in ("0", "off", "false", "no"):
+        return None
+    if jax.config.jax_compilation_cache_dir:
+        return None
+    given = os.environ.get("JAXGLMM_CACHE_DIR")
+    if given:
+        return Path(given)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("jaxglmm")) / "compiled"
+
+
+def clear_cache() -> int:
+    """Delete the programs kept on disk; returns how many there were."""
+    folder = cache_dir()
+    files = list(folder.glob("*.xla")) if folder and folder.is_dir() else []
+    for file in files:
+        file.unlink(missing_ok=True)
+    return len(files)
+
+
+@functools.cache
+def _machine() -> str:
+    """Everything besides the program that decides whether compiled code is valid."""
+    device = jax.devices()[0]
+    flags = ""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            flags = next((x for x in lines if x.startswith(("flags", "Features"))), "")
+    except OSError:
+        flags = platform.processor()
+    package = Path(jaxglmm.__file__).parent
+    source = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        source.update(file.read_bytes())
+    parts = [
+        jax.__version__, jax.lib.__version__, sys.version, platform.machine(),
+        device.platform, device.device_kind, str(len(jax.devices())), flags,
+        os.environ.get("XLA_FLAGS", ""), str(os.cpu_count()), source.hexdigest(),
+    ]  # fmt: skip
+    return "\n".join(parts)
+
+
+def _path(fn, static, treedef, shapes) -> Path | None:
+    folder = cache_dir()
+    if folder is None:
+        return None
+    text = "\n".join(
+        [_machine(), fn.__module__, fn.__qualname__, repr(static), str(treedef)]
+        + [repr(s) for s in shapes]
+    )
+    return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.xla"
+
+
+def _load(path: Path):
+    from jax.experimental.serialize_executable import deserialize_and_load
+
+    try:
+        payload = path.read_bytes()
+    except OSError:
+        return None
+    try:
+        return deserialize_and_load(*pickle.loads(payload))
+    except Exception:  # a damaged or foreign file: compile anew and write it again
+        return None
+
+
+def _store(path: Path, program) -> None:
+    from jax.experimental.serialize_executable import serialize
+
+    try:
+        payload = pickle.dumps(serialize(program))
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(payload)
+        os.replace(file.name, path)
+        _prune(path.parent)
+    except (OSError, ValueError):
+        return  # an unwritable folder costs time later, never an answer now
+
+
+def _prune(folder: Path) -> None:
+    """Keep the folder small: the oldest programs go first."""
+    files = sorted(folder.glob("*.xla"), key=lambda f: f.stat().st_mtime)
+    total = sum(f.stat().st_size for f in files)
+    for file in files:
+        if total <= _MAX_BYTES:
+            return
+        total -= file.stat().st_size
+        file.unlink(missing_ok=True)

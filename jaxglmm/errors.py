@@ -1,0 +1,81 @@
+"""Exceptions and warnings, and the status codes of a fit with their sentences.
+
+What shapes, names or dtypes reveal raises at once. What depends on values inside a
+compiled function becomes a :class:`Status`, one per lane under ``vmap``.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+__all__ = [
+    "ConvergenceWarning",
+    "DataError",
+    "DesignError",
+    "FormulaError",
+    "JaxGLMMError",
+    "NoticeWarning",
+    "Status",
+]
+
+
+class JaxGLMMError(Exception):
+    """Base class of every error raised on purpose by jaxglmm."""
+
+
+class FormulaError(JaxGLMMError, ValueError):
+    """The formula does not parse, or names something that cannot be fitted."""
+
+
+class DataError(JaxGLMMError, ValueError):
+    """The data cannot be used as the formula asks."""
+
+
+class DesignError(JaxGLMMError, ValueError):
+    """Arrays given to the functional door do not fit together."""
+
+
+class NoticeWarning(UserWarning):
+    """Something was changed on the user's behalf: a column or a row was dropped."""
+
+
+class ConvergenceWarning(UserWarning):
+    """The fit did not converge; the message says why and what to do."""
+
+
+class Status(IntEnum):
+    """How a fit ended. ``str(status)`` is a sentence.
+
+    The first two are answers; the rest say what went wrong.
+    """
+
+    CONVERGED = 0
+    BOUNDARY = 1
+    MAX_ITER = 2
+    NONFINITE = 3
+    NOT_IDENTIFIED = 4
+    STALLED = 5
+
+    @property
+    def ok(self) -> bool:
+        """True where the estimates are an optimum (inside or on the boundary)."""
+        return self in (Status.CONVERGED, Status.BOUNDARY)
+
+    def __str__(self) -> str:
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Status.CONVERGED: "converged: the gradient is zero and the Hessian positive definite",
+    Status.BOUNDARY: (
+        "converged on the boundary: a variance is zero or a correlation is +-1, and the "
+        "one-sided derivatives show that the boundary is the optimum"
+    ),
+    Status.MAX_ITER: "not converged: the iteration limit was reached",
+    Status.NONFINITE: "not converged: the likelihood is not finite",
+    Status.NOT_IDENTIFIED: (
+        "not converged: the likelihood is flat in some direction, so a parameter is "
+        "not identified by these data"
+    ),
+    Status.STALLED: "not converged: no further decrease could be found",
+}

@@ -1,0 +1,419 @@
+"""The functional door: ``fit(design)`` for ``jit``, ``vmap`` and ``grad``.
+
+    cross-products -> theta by Newton on the profiled criterion -> everything else
+
+theta solves grad f(theta, data) = 0. Its derivative comes from that equation, not from
+the iterations: with H the Hessian of f in theta,
+
+    d theta = -H^+ d_data(grad f),                                                 (1)
+
+where H^+ leaves directions without curvature alone: a flat direction is held fixed. At
+a boundary (a zero variance) the gradient's dependence on the data vanishes, because f
+is even in the columns of Lambda, so (1) holds those parameters at the boundary too.
+Equation (1) is itself differentiable, which makes second derivatives exact where the
+optimum is regular.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxglmm.covariance import structure
+from jaxglmm.crossproducts import CrossProducts, Units, cross_products
+from jaxglmm.designs import Design
+from jaxglmm.elimination import (
+    block_factors,
+    conditional_modes,
+    split_terms,
+)
+from jaxglmm.errors import NoticeWarning, Status
+from jaxglmm.families import Family, family_by_name
+from jaxglmm.linalg import spd_inverse, symmetric_eigen
+from jaxglmm.lmm import log_likelihood, profile, profiled_objective
+from jaxglmm.optimize import Minimum, minimize
+from jaxglmm.plan import Layout
+from jaxglmm.results import Fit, Params
+from jaxglmm.typing import Array
+
+__all__ = ["Control", "fit", "loglik"]
+
+_SINGULAR = 1e-4  # a diagonal of Lambda below this counts as zero, as in lme4
+
+
+@dataclass(frozen=True)
+class Control:
+    """How to optimize.
+
+    Parameters
+    ----------
+    optimizer : str or optax.GradientTransformation
+        ``"newton"`` (default; trust radius, exact Hessian), ``"lbfgs"``, the name of
+        another optax optimizer such as ``"adam"``, or an optax transformation.
+    max_iter : int, optional
+        Largest number of evaluations; 50 for Newton, 500 for L-BFGS, 5,000 otherwise.
+    tol : float, optional
+        Newton decrement at which to stop; by default at the limit of rounding for
+        Newton, 1e-10 for the others.
+    learning_rate : float, optional
+        For an optax optimizer given by name (other than L-BFGS).
+    """
+
+    optimizer: Any = "newton"
+    max_iter: int | None = None
+    tol: float | None = None
+    learning_rate: float | None = None
+
+
+class Raw(NamedTuple):
+    """A fit in inner units, before :func:`to_user_units`."""
+
+    minimum: Minimum
+    theta: Array
+    beta: Array
+    gls: Array
+    sigma2: Array
+    objective: Array
+    u: tuple[Array, ...]
+    b: tuple[Array, ...]
+    signs: Array
+    status: Array
+    is_singular: Array
+
+
+def fit(
+    design: Design,
+    family: str | Family | None = None,
+    method: str | None = None,
+    *,
+    start: Array | None = None,
+    control: Control | None = None,
+) -> Fit:
+    """Fit a mixed model; pure, so it can be jitted, mapped and differentiated.
+
+    Parameters
+    ----------
+    design : Design
+        See :func:`jaxglmm.design` and :class:`jaxglmm.Design`. Results have its dtype.
+    family : str or Family, optional
+        Gaussian by default.
+    method : {"REML", "ML"}, optional
+        REML by default for Gaussian models.
+    start : Array, (m,), optional
+        Starting theta; by default every standard deviation equals sigma in effect.
+    control : Control, optional
+        Optimizer and its limits.
+
+    Returns
+    -------
+    Fit
+        With a status per lane; nothing is raised for a fit that does not converge.
+
+    Raises
+    ------
+    ValueError
+        For an unknown family, method or optimizer.
+
+    Notes
+    -----
+    Derivatives through ``fit`` use the implicit function theorem. Parameters on the
+    boundary and directions that the data do not identify are held fixed.
+
+    Examples
+    --------
+    >>> import jax, jaxglmm as jg
+    >>> with jax.enable_x64(True):
+    ...     design = jg.design("Yield ~ 1 + (1 | Batch)", jg.datasets.dyestuff())
+    ...     round(float(jax.jit(jg.fit)(design).objective), 4)
+    319.6543
+    """
+    family_by_name(family)
+    reml = reml_flag(method)
+    control = control or Control()
+    design = as_float(design)
+    cp, units = cross_products(design)
+    layout = design.layout
+    theta0 = start_theta(layout, units, start, design.y.dtype)
+    raw = estimate(cp, layout, reml, theta0, control)
+    return to_user_units(raw, units, layout)
+
+
+def reml_flag(method: str | None) -> float:
+    """1.0 for REML (the default), 0.0 for ML."""
+    name = "REML" if method is None else method
+    if name not in ("REML", "ML"):
+        raise ValueError(
+            f"unknown method {method!r} for a Gaussian model; use 'REML' or 'ML'"
+        )
+    return float(name == "REML")
+
+
+def as_float(design: Design) -> Design:
+    """Design with floating arrays of one dtype; speaks up once about float32."""
+    given = [design.y, design.X, *(t.z for t in design.terms)]
+    given += [a for a in (design.weights, design.offset) if a is not None]
+    dtype = jnp.result_type(*given, jnp.float32)
+    if dtype == jnp.float32:
+        _warn_float32()
+
+    def cast(a):
+        return None if a is None else jnp.asarray(a, dtype)
+
+    terms = tuple(
+        type(t)(cast(t.z), jnp.asarray(t.group), t.n_levels, t.structure)
+        for t in design.terms
+    )
+    return Design(
+        cast(design.y), cast(design.X), terms, cast(design.weights),
+        cast(design.offset), design.plan,
+    )  # fmt: skip
+
+
+@functools.cache
+def _warn_float32() -> None:
+    warnings.warn(
+        "fitting in float32: expect about 3 correct digits. For float64 put the call "
+        "inside `with jax.enable_x64(True):` and give float64 arrays.",
+        NoticeWarning,
+        stacklevel=4,
+    )
+
+
+def start_theta(layout: Layout, units: Units, start, dtype) -> Array:
+    """Starting theta in inner units."""
+    if start is not None:
+        given = jnp.asarray(start, dtype)
+        m = units.theta_scale.shape[0]
+        if given.shape != (m,):
+            raise ValueError(f"start must have shape ({m},); found {given.shape}")
+        return given * units.theta_scale
+    return jnp.asarray(default_start(layout), dtype)
+
+
+def default_start(layout: Layout) -> np.ndarray:
+    """Starting theta in inner units: unit standard deviations, no correlation."""
+    per_term = [structure(s).start(k) for k, s in zip(layout.term_k, layout.structures)]
+    return np.concatenate([np.asarray(t, float) for t in per_term])
+
+
+def estimate(
+    cp: CrossProducts, layout: Layout, reml, theta0: Array, control: Control
+) -> Raw:
+    """Fit from cross-products alone; the one program behind both doors."""
+    reml = jnp.asarray(reml, cp.gram.dtype)
+    minimum = _solve(layout, control, cp, reml, theta0)
+    signs = canonical_signs(minimum.x, layout)
+    theta = minimum.x * signs
+    at = profile(theta, cp, layout, reml)
+    b = conditional_modes(theta, at.eliminated, at.beta, cp, layout)
+    status, is_singular = _verdict(minimum, theta, layout)
+    u = _spherical(theta, b, layout)
+    return Raw(
+        lax.stop_gradient(minimum), theta, at.beta, at.gls, at.sigma2, at.objective,
+        split_terms(u, layout), split_terms(b, layout), signs, status, is_singular,
+    )  # fmt: skip
+
+
+# ---- the optimum, and its derivative by equation (1) -------------------------------
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _solve(layout: Layout, control: Control, cp, reml, theta0) -> Minimum:
+    def objective(theta):
+        return profiled_objective(theta, cp, layout, reml)
+
+    return minimize(objective, theta0, control)
+
+
+@_solve.defjvp
+def _solve_jvp(layout, control, primals, tangents):
+    cp, reml, theta0 = primals
+    d_cp, d_reml, _ = tangents
+    out = _solve(layout, control, cp, reml, theta0)
+    theta = out.x
+
+    def gradient(cp, reml):
+        return jax.grad(profiled_objective)(theta, cp, layout, reml)
+
+    _, d_gradient = jax.jvp(gradient, (cp, reml), (d_cp, d_reml))
+    H = jax.hessian(profiled_objective)(theta, cp, layout, reml)
+    d, U = symmetric_eigen(lax.stop_gradient(H))
+    keep = (jnp.abs(d) > 1e-9 * jnp.max(jnp.abs(d))).astype(H.dtype)
+    P = (U * keep) @ U.T
+    regular = P @ H @ P + (jnp.eye(P.shape[0], dtype=P.dtype) - P)
+    d_theta = -P @ (spd_inverse(regular)[0] @ (P @ d_gradient))
+    d_value = _value_tangent(layout, theta, cp, reml, d_theta, d_cp, d_reml)
+    rest = jax.tree.map(_zero_tangent, out)
+    return out, rest._replace(x=d_theta, value=d_value)
+
+
+def _value_tangent(layout, theta, cp, reml, d_theta, d_cp, d_reml):
+    def value(theta, cp, reml):
+        return profiled_objective(theta, cp, layout, reml)
+
+    return jax.jvp(value, (theta, cp, reml), (d_theta, d_cp, d_reml))[1]
+
+
+def _zero_tangent(x):
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        return jnp.zeros_like(x)
+    return np.zeros(x.shape, jax.dtypes.float0)
+
+
+# ---- signs, boundary, units --------------------------------------------------------
+
+
+def canonical_signs(theta: Array, layout: Layout) -> Array:
+    """+-1 for every theta, making the diagonal of each Lambda positive."""
+    signs, start = [], 0
+    for k, name in zip(layout.term_k, layout.structures):
+        kind = structure(name)
+        m = kind.n_theta(k)
+        if kind.column is None:
+            signs.append(jnp.ones(m, theta.dtype))
+        else:
+            Lam = kind.Lambda(theta[start : start + m], k)
+            sign = jnp.where(jnp.diagonal(Lam) < 0, -1.0, 1.0).astype(theta.dtype)
+            signs.append(sign[np.array(kind.column(k))])
+        start += m
+    return jnp.concatenate(signs)
+
+
+def _verdict(minimum: Minimum, theta: Array, layout: Layout) -> tuple[Array, Array]:
+    """Status with the boundary told from a flat direction, and singularity."""
+    singular = jnp.zeros((), bool)
+    for Lam in block_factors(theta, layout):
+        singular = singular | jnp.any(jnp.diagonal(Lam) < _SINGULAR)
+    status = minimum.status
+    # on the boundary Lambda may turn without changing Q: flat, yet nothing is lost
+    gauge = _turns_only(minimum, theta, layout)
+    ended = (status == Status.CONVERGED) | ((status == Status.NOT_IDENTIFIED) & gauge)
+    status = jnp.where(ended & singular, int(Status.BOUNDARY), status)
+    return status.astype(jnp.int32), singular
+
+
+def _turns_only(minimum: Minimum, theta: Array, layout: Layout) -> Array:
+    """Whether every flat direction of the Hessian leaves Q as it is."""
+    d, U = symmetric_eigen(lax.stop_gradient(minimum.hess))
+    flat = jnp.abs(d) <= 1e-9 * jnp.max(jnp.abs(d))
+    theta = lax.stop_gradient(minimum.x)
+
+    def Q(theta):
+        return jnp.concatenate(
+            [(L @ L.T).ravel() for L in block_factors(theta, layout)]
+        )
+
+    dQ = jax.vmap(lambda v: jax.jvp(Q, (theta,), (v,))[1])(U.T)
+    moved = jnp.max(jnp.abs(dQ), axis=1) > 1e-3
+    return ~jnp.any(flat & moved)
+
+
+def _spherical(theta: Array, b: tuple[Array, ...], layout: Layout) -> tuple[Array, ...]:
+    """u with b = u Lambda': by forward substitution, zero where Lambda is singular."""
+    out = []
+    for Lam, values in zip(block_factors(theta, layout), b):
+        columns: list[Array] = []
+        for i in range(Lam.shape[0]):
+            rest = values[:, i]
+            for j, u_j in enumerate(columns):
+                rest = rest - Lam[i, j] * u_j
+            fine = jnp.abs(Lam[i, i]) > _SINGULAR
+            columns.append(
+                jnp.where(fine, rest / jnp.where(fine, Lam[i, i], 1.0), 0.0)
+            )
+        out.append(jnp.stack(columns, axis=1))
+    return tuple(out)
+
+
+def to_user_units(raw: Raw, units: Units, layout: Layout) -> Fit:
+    """Undo the inner units; works on JAX and on NumPy arrays alike."""
+    del layout
+    sigma = units.s * raw.sigma2**0.5
+    beta = units.b0 + units.s * (units.T @ raw.beta)
+    scale = units.theta_scale * raw.signs
+    vcov = raw.sigma2 * units.s**2 * (units.T @ raw.gls @ units.T.T)
+    b = tuple(units.s * v / z for v, z in zip(raw.b, units.z_scale))
+    ok = (raw.status == int(Status.CONVERGED)) | (raw.status == int(Status.BOUNDARY))
+    aliased = (units.aliased.sum() > 0) & ok
+    status = raw.status + aliased * (int(Status.NOT_IDENTIFIED) - raw.status)
+    return Fit(
+        params=Params(beta=beta, theta=raw.theta / units.theta_scale, sigma=sigma),
+        u=tuple(units.s * v for v in raw.u),
+        b=b,
+        loglik=-0.5 * raw.objective,
+        objective=raw.objective,
+        grad=raw.minimum.grad * scale,
+        hess=raw.minimum.hess * scale[:, None] * scale[None, :],
+        vcov_beta=vcov,
+        status=status,
+        converged=ok & ~aliased,
+        is_singular=raw.is_singular,
+        decrement=raw.minimum.decrement,
+        min_eigenvalue=raw.minimum.min_eigenvalue,
+        n_iter=raw.minimum.n_iter,
+    )
+
+
+# ---- the likelihood at given parameters --------------------------------------------
+
+
+def loglik(
+    params: Params,
+    design: Design,
+    family: str | Family | None = None,
+    method: str | None = None,
+) -> Array:
+    """Log L with every constant at any parameters; pure.
+
+    Parameters
+    ----------
+    params : Params
+        In the user's units. With ``method="REML"`` beta is integrated out.
+    design : Design
+    family : str or Family, optional
+    method : {"REML", "ML"}, optional
+
+    Returns
+    -------
+    Array, ()
+
+    Examples
+    --------
+    >>> import jax, jaxglmm as jg
+    >>> with jax.enable_x64(True):
+    ...     design = jg.design("Yield ~ 1 + (1 | Batch)", jg.datasets.dyestuff())
+    ...     res = jg.fit(design)
+    ...     bool(abs(jg.loglik(res.params, design) - res.loglik) < 1e-9)
+    True
+    """
+    family_by_name(family)
+    reml = reml_flag(method)
+    design = as_float(design)
+    cp, units = cross_products(design)
+    theta = jnp.asarray(params.theta, cp.gram.dtype) * units.theta_scale
+    away = (jnp.asarray(params.beta, cp.gram.dtype) - units.b0) / units.s
+    beta = _solve_upper(units.T, away)
+    sigma = params.sigma / units.s
+    return log_likelihood(
+        theta, beta, sigma, cp, design.layout, jnp.asarray(reml, cp.gram.dtype)
+    )
+
+
+def _solve_upper(T: Array, v: Array) -> Array:
+    """T^-1 v for upper triangular T with zero columns left at zero."""
+    p = T.shape[0]
+
+    def step(i, x):
+        j = p - 1 - i
+        pivot = jnp.where(T[j, j] == 0, 1.0, T[j, j])
+        value = jnp.where(T[j, j] == 0, 0.0, (v[j] - T[j] @ x) / pivot)
+        return x.at[j].set(value)
+
+    return lax.fori_loop(0, p, step, jnp.zeros_like(v))

@@ -1,0 +1,612 @@
+"""The people's door: ``glmm(formula, data)``, names in and names out.
+
+    frame, formula -> encoding -> Design (NumPy) -> cross-products -> one compiled
+    program -> Fit (NumPy) -> GLMM, which puts the names back
+
+Nothing here leaves float64, and no JAX array leaves the compiled call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtri
+
+from jaxglmm import report
+from jaxglmm.buckets import pad, unpad_effects
+from jaxglmm.compiled import run
+from jaxglmm.covariance import structure
+from jaxglmm.crossproducts import cross_products
+from jaxglmm.designs import Design, Term
+from jaxglmm.encoding import ModelFrame, model_frame
+from jaxglmm.errors import ConvergenceWarning, DataError, FormulaError, Status
+from jaxglmm.families import Family, family_by_name
+from jaxglmm.fitting import Control, default_start, estimate, reml_flag, to_user_units
+from jaxglmm.inference import matrices as _matrices
+from jaxglmm.inference import predict as _predict
+from jaxglmm.postfit import effect_covariances
+from jaxglmm.results import Fit
+
+__all__ = ["GLMM", "design", "glmm"]
+
+_ZERO = 1e-8  # theta in inner units; changes the criterion by its square
+
+
+def design(
+    formula: str,
+    data: Any,
+    *,
+    weights: Any = None,
+    offset: Any = None,
+    contrasts: dict[str, str] | None = None,
+    missing: str = "drop",
+) -> Design:
+    """Make the Design that :func:`jaxglmm.fit` takes, from a formula and a frame.
+
+    Parameters
+    ----------
+    formula, data, weights, offset, contrasts, missing
+        As for :func:`glmm`.
+
+    Returns
+    -------
+    Design
+        JAX arrays, in float64 where the caller has enabled it.
+
+    Examples
+    --------
+    >>> import jax, jaxglmm as jg
+    >>> with jax.enable_x64(True):
+    ...     d = jg.design("Reaction ~ Days + (Days | Subject)", jg.datasets.sleepstudy())
+    >>> d.X.shape, d.terms[0].n_levels
+    ((180, 2), 18)
+    """
+    import jax
+
+    frame = model_frame(
+        formula, data, weights=weights, offset=offset, contrasts=contrasts,
+        missing=missing,
+    )  # fmt: skip
+    return jax.tree.map(jax.numpy.asarray, _to_design(frame))
+
+
+def _to_design(frame: ModelFrame) -> Design:
+    for t in frame.terms:
+        structure(t.structure)
+    terms = tuple(Term(t.z, t.group, t.n_levels, t.structure) for t in frame.terms)
+    return Design(frame.y, frame.X, terms, frame.weights, frame.offset)
+
+
+def glmm(
+    formula: str,
+    data: Any,
+    *,
+    family: str | Family = "gaussian",
+    method: str | None = None,
+    weights: Any = None,
+    offset: Any = None,
+    contrasts: dict[str, str] | None = None,
+    start: Any = None,
+    control: Control | None = None,
+    missing: str = "drop",
+    strict: bool = False,
+) -> GLMM:
+    """Fit a mixed model from a formula and a data frame.
+
+    Parameters
+    ----------
+    formula : str
+        As in lme4: ``y ~ x * f + (1 + x | g) + (x || g) + (1 | a/b) + offset(z)``.
+    data : pandas, polars or pyarrow table, or dict of arrays
+    family : str or Family
+        The response's distribution.
+    method : {"REML", "ML"}, optional
+        REML by default for Gaussian models.
+    weights : str or array (n,), optional
+        Prior weights, positive: Var(y_i) = sigma^2 / w_i.
+    offset : str or array (n,), optional
+        Column, expression such as ``"log(exposure)"``, or values; adds to the linear
+        predictor, like ``offset()`` in the formula.
+    contrasts : dict, optional
+        Contrasts by factor, ``{"f": "sum"}``; treatment for unordered and polynomial
+        for ordered factors otherwise.
+    start : array (m,), optional
+        Starting theta.
+    control : Control, optional
+        Optimizer and its limits.
+    missing : {"drop", "raise"}
+        Rows with missing values are left out and counted, or refused.
+    strict : bool
+        Raise instead of warn when the fit did not converge.
+
+    Returns
+    -------
+    GLMM
+
+    Raises
+    ------
+    FormulaError, DataError
+        Saying what was found and what to do.
+
+    Examples
+    --------
+    >>> import jaxglmm as jg
+    >>> m = jg.glmm("Reaction ~ Days + (Days | Subject)", jg.datasets.sleepstudy())
+    >>> m.fixef.round(3).to_dict()
+    {'(Intercept)': 251.405, 'Days': 10.467}
+    """
+    fam = family_by_name(family)
+    control = control or Control()
+    reml = reml_flag(method)
+    frame = model_frame(
+        formula, data, weights=weights, offset=offset, contrasts=contrasts,
+        missing=missing,
+    )  # fmt: skip
+    _check_gaussian(frame)
+    arrays = _to_design(frame)
+    fitted = fit_host(arrays, reml, start, control)
+    model = GLMM(
+        fit=fitted, design=arrays, frame=frame, family=fam,
+        method="REML" if reml else "ML", formula=formula,
+    )  # fmt: skip
+    if not model.converged:
+        message = report.verdict(model)
+        if strict:
+            raise DataError(message)
+        warnings.warn(message, ConvergenceWarning, stacklevel=2)
+    return model
+
+
+def _check_gaussian(frame: ModelFrame) -> None:
+    if frame.is_cbind:
+        raise DataError(
+            f"the response {frame.response_name} counts successes and failures, which "
+            "family='gaussian' cannot take"
+        )
+    if frame.one_row_per_level:
+        term = frame.one_row_per_level[0]
+        raise FormulaError(
+            f"the term {term} has as many random effects as there are rows, so they "
+            "cannot be told from the residuals of a Gaussian model. Drop the term, or "
+            "group by something with several rows per level."
+        )
+
+
+def fit_host(arrays: Design, reml: float, start, control: Control) -> Fit:
+    """Fit concrete NumPy arrays through the bucketed, cached program."""
+    with np.errstate(all="ignore"):
+        cp, units = cross_products(arrays, np)
+    layout = arrays.layout
+    padded, padded_layout = pad(cp, layout)
+    theta0 = default_start(layout)
+    if start is not None:
+        theta0 = np.asarray(start, float)
+        if theta0.shape != units.theta_scale.shape:
+            raise DataError(
+                f"start must have {len(units.theta_scale)} values of theta; found "
+                f"shape {theta0.shape}"
+            )
+        theta0 = theta0 * units.theta_scale
+    keep = isinstance(control.optimizer, str) and _built_in(layout.structures)
+    raw = run(_estimate, (padded_layout, control), padded, np.float64(reml), theta0, keep=keep)
+    p = arrays.X.shape[1]
+    raw = raw._replace(
+        # what is zero to rounding is zero, as where lme4's bounds hold it
+        theta=np.where(np.abs(raw.theta) < _ZERO, 0.0, raw.theta),
+        beta=raw.beta[:p],
+        gls=raw.gls[:p, :p],
+        u=unpad_effects(raw.u, layout),
+        b=unpad_effects(raw.b, layout),
+    )
+    return to_user_units(raw, units, layout)
+
+
+def _estimate(layout, control, cp, reml, theta0):
+    return estimate(cp, layout, reml, theta0, control)
+
+
+def _built_in(names: tuple[str, ...]) -> bool:
+    """Whether the structures are this package's own, whose code the cache key knows."""
+    return all(
+        structure(s).Lambda.__module__ == "jaxglmm.covariance" for s in names
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class GLMM:
+    """A fitted mixed model with its names. Made by :func:`glmm`.
+
+    ``fit`` holds the numbers (:class:`jaxglmm.Fit`, NumPy arrays), ``design`` the
+    arrays, ``frame`` the names and the encodings that new data need.
+    """
+
+    fit: Fit
+    design: Design
+    frame: ModelFrame
+    family: Family
+    method: str
+    formula: str
+
+    # ---- estimates -----------------------------------------------------------------
+
+    @cached_property
+    def fixef(self) -> pd.Series:
+        """Fixed effects, in the order of the columns of X."""
+        return pd.Series(self.fit.params.beta, self.frame.X_names, name="Estimate")
+
+    @cached_property
+    def se(self) -> pd.Series:
+        """Standard errors of the fixed effects."""
+        size = np.sqrt(np.diagonal(self.fit.vcov_beta))
+        return pd.Series(size, self.frame.X_names, name="Std. Error")
+
+    @cached_property
+    def vcov(self) -> pd.DataFrame:
+        """Covariance matrix of the fixed effects, at the estimated theta."""
+        names = self.frame.X_names
+        return pd.DataFrame(self.fit.vcov_beta, index=names, columns=names)
+
+    @cached_property
+    def theta(self) -> pd.Series:
+        """Relative covariance parameters, in lme4's order."""
+        labels = [
+            f"{t.group_name}.{label}"
+            for t in self.frame.terms
+            for label in structure(t.structure).theta_labels(t.z_names)
+        ]
+        return pd.Series(self.fit.params.theta, labels, name="theta")
+
+    @property
+    def sigma(self) -> float:
+        """Residual standard deviation."""
+        return float(self.fit.params.sigma)
+
+    @cached_property
+    def factors(self) -> list[np.ndarray]:
+        """Relative factor Lambda (k, k) of every term."""
+        return _term_factors(self.fit.params.theta, self.design)
+
+    @cached_property
+    def varcorr(self) -> pd.DataFrame:
+        """Variances and correlations: group, var1, var2, vcov, sdcor."""
+        return report.varcorr(self)
+
+    @cached_property
+    def ranef(self) -> dict[str, pd.DataFrame]:
+        """Conditional modes of the random effects: group -> levels x effects."""
+        out: dict[str, list[pd.DataFrame]] = {}
+        for t, b in zip(self.frame.terms, self.fit.b):
+            part = pd.DataFrame(b, index=t.levels, columns=t.z_names)
+            out.setdefault(t.group_name, []).append(part)
+        return {
+            g: parts[0] if len(parts) == 1 else pd.concat(parts, axis=1)
+            for g, parts in out.items()
+        }
+
+    @cached_property
+    def ranef_cov(self) -> dict[str, np.ndarray]:
+        """Covariance of the random effects given y: group -> (levels, effects, effects).
+
+        At the estimated theta, beta and sigma; rows and columns as in ``ranef``.
+        """
+        values = effect_covariances(self.design, self.fit)
+        names = [self.frame.terms[b.terms[0]].group_name for b in self.design.layout.blocks]
+        by_group = dict(zip(names, values))
+        return {g: by_group[g] for g in self.ranef}
+
+    # ---- goodness ------------------------------------------------------------------
+
+    @property
+    def loglik(self) -> float:
+        """Log-likelihood with every constant; the restricted one for REML."""
+        return float(self.fit.loglik)
+
+    @property
+    def deviance(self) -> float:
+        """Weighted sum of unit deviances, sum of w (y - mu)^2."""
+        return float(np.sum(self._weights * (self.design.y - self._mu) ** 2))
+
+    @property
+    def df(self) -> int:
+        """Number of parameters: beta, theta and sigma."""
+        return len(self.fixef) + len(self.theta) + 1
+
+    @property
+    def aic(self) -> float:
+        """Akaike's criterion, -2 loglik + 2 df."""
+        return -2.0 * self.loglik + 2.0 * self.df
+
+    @property
+    def bic(self) -> float:
+        """Bayesian information criterion, -2 loglik + log(n_obs) df."""
+        return -2.0 * self.loglik + np.log(self.n_obs) * self.df
+
+    @property
+    def n_obs(self) -> int:
+        """Rows used."""
+        return len(self.design.y)
+
+    @cached_property
+    def n_groups(self) -> dict[str, int]:
+        """Levels of every grouping factor."""
+        return {t.group_name: t.n_levels for t in self.frame.terms}
+
+    @property
+    def status(self) -> Status:
+        """How the fit ended; ``str`` of it is a sentence."""
+        return Status(int(self.fit.status))
+
+    @property
+    def converged(self) -> bool:
+        """True where the estimates are an optimum, inside or on the boundary."""
+        return bool(self.fit.converged)
+
+    @property
+    def is_singular(self) -> bool:
+        """True where a variance is zero or a correlation +-1."""
+        return bool(self.fit.is_singular)
+
+    # ---- fitted values and residuals -----------------------------------------------
+
+    @cached_property
+    def _weights(self) -> np.ndarray:
+        w = self.design.weights
+        return np.ones(self.n_obs) if w is None else np.asarray(w)
+
+    @cached_property
+    def _mu(self) -> np.ndarray:
+        terms = self.design.terms
+        return self._fixed_part(self.design.X, self.design.offset) + (
+            _predict.random_part([t.z for t in terms], [t.group for t in terms], self.fit.b)
+        )
+
+    def _fixed_part(self, X, offset) -> np.ndarray:
+        eta = X @ np.asarray(self.fit.params.beta)
+        return eta if offset is None else eta + offset
+
+    @cached_property
+    def fitted(self) -> pd.Series:
+        """Conditional means, one per row used."""
+        return pd.Series(self._mu, self.frame.row_index, name="fitted")
+
+    def residuals(self, type: str = "response") -> pd.Series:
+        """Residuals, one per row used.
+
+        Parameters
+        ----------
+        type : {"response", "pearson", "deviance", "working", "scaled"}
+            ``response`` and ``working``: y - fitted. ``pearson`` and ``deviance``:
+            times sqrt(weight), as in lme4. ``scaled``: these over sigma.
+        """
+        raw = np.asarray(self.design.y) - self._mu
+        scale = {
+            "response": 1.0,
+            "working": 1.0,
+            "pearson": np.sqrt(self._weights),
+            "deviance": np.sqrt(self._weights),
+            "scaled": np.sqrt(self._weights) / self.sigma,
+        }
+        if type not in scale:
+            raise ValueError(f"unknown residuals {type!r}; use one of {list(scale)}")
+        return pd.Series(raw * scale[type], self.frame.row_index, name=type)
+
+    # ---- prediction and simulation -------------------------------------------------
+
+    def predict(
+        self,
+        newdata: Any = None,
+        *,
+        re: str = "conditional",
+        type: str = "response",
+        new_levels: str = "zero",
+        se: bool = False,
+        key: Any = None,
+    ) -> pd.Series | pd.DataFrame:
+        """Predict the mean for the fitted rows or for new data.
+
+        Parameters
+        ----------
+        newdata : table, optional
+            With the model's covariates; an offset given as a column is taken from it.
+        re : {"conditional", "population"}
+            With the random effects of the levels known, or with all of them zero.
+        type : {"response", "link"}
+            The same for a Gaussian model with identity link.
+        new_levels : {"zero", "draw", "error"}
+            Effects of levels that were not in the data: their mean, a draw from their
+            distribution (needs ``key``), or an error that names them.
+        se : bool
+            Return a frame with columns ``fit`` and ``se`` instead. The standard error
+            is that of the mean at the estimated covariance parameters, with the
+            variance of an unseen level's effect under ``re="conditional"``.
+        key : int or PRNG key, optional
+            For ``new_levels="draw"``.
+
+        Returns
+        -------
+        Series, or DataFrame with ``se=True``
+            NaN where a covariate is missing.
+        """
+        _choice("re", re, ("conditional", "population"))
+        _choice("type", type, ("response", "link"))
+        _choice("new_levels", new_levels, ("zero", "draw", "error"))
+        X, z, group, offset, index, unseen = self._new_arrays(newdata)
+        eta = self._fixed_part(X, offset)
+        if re == "conditional":
+            if new_levels == "error" and any(unseen.values()):
+                named = "; ".join(f"{g}: {', '.join(u[:5])}" for g, u in unseen.items() if u)
+                raise DataError(
+                    f"levels that were not in the data ({named}); use "
+                    "new_levels='zero' or 'draw', or re='population'"
+                )
+            drawn = None
+            if new_levels == "draw":
+                drawn = self._draw_unseen(group, newdata, key)
+            eta = eta + _predict.random_part(z, group, self.fit.b, unseen=drawn)
+        out = pd.Series(eta, index, name="fit")
+        if not se:
+            return out
+        if re == "population":
+            size = _predict.population_se(X, self.fit.vcov_beta)
+        else:
+            size = self._conditional_se(X, z, group)
+        return pd.DataFrame({"fit": out, "se": size}, index=index)
+
+    def _conditional_se(self, X, z, group) -> np.ndarray:
+        good = np.isfinite(X).all(axis=1)
+        for zt in z:
+            good &= np.isfinite(zt).all(axis=1)
+        out = np.full(len(X), np.nan)
+        out[good] = _predict.conditional_se(
+            self.design, self.factors, self.sigma, X[good],
+            [zt[good] for zt in z], [gt[good] for gt in group],
+        )  # fmt: skip
+        return out
+
+    def _new_arrays(self, newdata):
+        if newdata is None:
+            terms = self.design.terms
+            arrays = [np.asarray(t.z) for t in terms], [np.asarray(t.group) for t in terms]
+            return self.design.X, *arrays, self.design.offset, self.frame.row_index, {}
+        new = self.frame.encoder.transform(newdata)
+        unseen = {t.group_name: t.unseen for t in new.terms}
+        return (
+            new.X, [t.z for t in new.terms], [t.group for t in new.terms], new.offset,
+            new.row_index, unseen,
+        )  # fmt: skip
+
+    def _draw_unseen(self, group, newdata, key) -> list[np.ndarray]:
+        """One draw per unseen level, the same for all its rows; (n, k) per term."""
+        if key is None:
+            raise ValueError("new_levels='draw' needs key=, an integer or a PRNG key")
+        rng = np.random.default_rng(_seed(key))
+        out = []
+        for t, (Lam, codes) in enumerate(zip(self.factors, group)):
+            labels = codes
+            if newdata is not None:
+                labels = self.frame.encoder.group_labels(newdata, t)
+            kinds, which = np.unique(np.asarray(labels).astype(str), return_inverse=True)
+            draws = self.sigma * rng.standard_normal((len(kinds), len(Lam))) @ Lam.T
+            out.append(draws[which])
+        return out
+
+    def simulate(
+        self, n: int = 1, *, key: Any, re: str = "population"
+    ) -> pd.DataFrame:
+        """Draw new responses from the fitted model.
+
+        Parameters
+        ----------
+        n : int
+            Number of response vectors.
+        key : int or PRNG key
+        re : {"population", "conditional"}
+            Draw new random effects, or keep the conditional modes.
+
+        Returns
+        -------
+        DataFrame, (n_obs, n)
+        """
+        _choice("re", re, ("population", "conditional"))
+        import jax
+
+        from jaxglmm.simulation import simulate
+
+        b = tuple(np.asarray(v) for v in self.fit.b) if re == "conditional" else None
+        with jax.enable_x64(True):
+            base = jax.random.key(key) if isinstance(key, int) else key
+            keys = jax.random.split(base, n)
+            draw = jax.jit(
+                jax.vmap(lambda k, p, d, b: simulate(k, p, d, b=b), (0, None, None, None))
+            )
+            ys = np.asarray(draw(keys, self.fit.params, self.design, b))
+        return pd.DataFrame(
+            ys.T, index=self.frame.row_index, columns=[f"sim_{i + 1}" for i in range(n)]
+        )
+
+    def confint(self, *, method: str = "wald", level: float = 0.95) -> pd.DataFrame:
+        """Confidence intervals of the fixed effects.
+
+        Parameters
+        ----------
+        method : {"wald"}
+            Estimate +- normal quantile x standard error.
+        level : float
+
+        Returns
+        -------
+        DataFrame
+            Columns ``lower`` and ``upper``, a row per fixed effect. As in lme4, Wald
+            intervals are not given for variance parameters, whose likelihood is far
+            from quadratic.
+        """
+        _choice("method", method, ("wald",))
+        if not 0.0 < level < 1.0:
+            raise ValueError(f"level must lie between 0 and 1; found {level}")
+        half = ndtri(0.5 + level / 2.0) * self.se
+        return pd.DataFrame({"lower": self.fixef - half, "upper": self.fixef + half})
+
+    # ---- tables --------------------------------------------------------------------
+
+    def tidy(self, *, conf_level: float = 0.95) -> pd.DataFrame:
+        """One row per parameter, in the columns of R's broom.mixed."""
+        return report.tidy(self, conf_level)
+
+    def glance(self) -> pd.DataFrame:
+        """One row for the whole model."""
+        return report.glance(self)
+
+    def augment(self) -> pd.DataFrame:
+        """One row per observation: response, fitted values, residuals."""
+        return report.augment(self)
+
+    def matrices(self) -> _matrices.Matrices:
+        """X, Z, Lambda, G, R and V, labelled."""
+        return _matrices.model_matrices(self.design, self.frame, self.factors, self.sigma)
+
+    def summary(self) -> report.Summary:
+        """The table that lme4 prints, and the verdict."""
+        return report.Summary(self)
+
+    def __repr__(self) -> str:
+        return report.text(self)
+
+    def _repr_html_(self) -> str:
+        return report.html(self)
+
+
+def _term_factors(theta, arrays: Design) -> list[np.ndarray]:
+    import jax
+
+    out, start = [], 0
+    for term in arrays.terms:
+        kind = structure(term.structure)
+        m = kind.n_theta(term.k)
+        part = np.asarray(theta[start : start + m])
+        if term.structure in ("full", "diag"):
+            Lam = np.zeros((term.k, term.k))
+            Lam[np.array(kind.row(term.k)), np.array(kind.column(term.k))] = part
+        else:
+            with jax.enable_x64(True):
+                Lam = np.asarray(kind.Lambda(jax.numpy.asarray(part), term.k))
+        out.append(Lam)
+        start += m
+    return out
+
+
+def _choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
+
+
+def _seed(key: Any):
+    if isinstance(key, (int, np.integer)):
+        return int(key)
+    import jax
+
+    return np.asarray(jax.random.key_data(key)).tolist()

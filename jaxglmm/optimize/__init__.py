@@ -1,0 +1,35 @@
+"""Optimizers: ``minimize(objective, x0, control) -> Minimum``, and nothing else."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxglmm.optimize.newton import Minimum, minimize_newton
+
+__all__ = ["Minimum", "minimize", "value_grad_hess"]
+
+
+def value_grad_hess(objective):
+    """Value, gradient and Hessian of a scalar function, forward over reverse."""
+
+    def fn(x):
+        (value, grad), along = jax.linearize(jax.value_and_grad(objective), x)
+        _, hess = jax.vmap(along)(jnp.eye(x.shape[0], dtype=x.dtype))
+        return value, grad, hess
+
+    return fn
+
+
+def minimize(objective, x0, control) -> Minimum:
+    """Minimize with the optimizer that ``control.optimizer`` names or is."""
+    fn = value_grad_hess(objective)
+    if control.optimizer == "newton":
+        max_iter = 50 if control.max_iter is None else control.max_iter
+        return minimize_newton(fn, x0, max_iter=max_iter, tol=control.tol)
+    from jaxglmm.optimize.optax_loop import minimize_optax
+
+    return minimize_optax(
+        objective, fn, x0, control.optimizer, control.max_iter, control.tol,
+        control.learning_rate,
+    )  # fmt: skip

@@ -1,0 +1,367 @@
+"""Tables and text: the only place that formats.
+
+The layout is that of lme4's ``summary``, so that its readers need to learn nothing.
+"""
+
+from __future__ import annotations
+
+import html as _html
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from jaxglmm.covariance import structure
+from jaxglmm.errors import Status
+
+if TYPE_CHECKING:
+    from jaxglmm.model import GLMM
+
+__all__ = ["Summary", "augment", "glance", "html", "text", "tidy", "varcorr", "verdict"]
+
+
+# ---- frames ------------------------------------------------------------------------
+
+
+def group_labels(m: GLMM) -> list[str]:
+    """Name of every term's group; a repeated one gets .1, .2, as in lme4."""
+    seen: dict[str, int] = {}
+    out = []
+    for t in m.frame.terms:
+        count = seen.get(t.group_name, 0)
+        out.append(f"{t.group_name}.{count}" if count else t.group_name)
+        seen[t.group_name] = count + 1
+    return out
+
+
+def varcorr(m: GLMM) -> pd.DataFrame:
+    """Variances and covariances, as lme4's ``as.data.frame(VarCorr(m))``."""
+    rows = []
+    for t, group, Lam in zip(m.frame.terms, group_labels(m), m.factors):
+        cov = m.sigma**2 * (Lam @ Lam.T)
+        sd = np.sqrt(np.diagonal(cov))
+        names = t.z_names
+        for i, name in enumerate(names):
+            rows.append((group, name, None, cov[i, i], sd[i]))
+        if t.structure == "diag":
+            continue
+        for j in range(len(names)):
+            for i in range(j + 1, len(names)):
+                scale = sd[i] * sd[j]
+                corr = cov[i, j] / scale if scale > 0 else np.nan
+                rows.append((group, names[j], names[i], cov[i, j], corr))
+    rows.append(("Residual", None, None, m.sigma**2, m.sigma))
+    return pd.DataFrame(rows, columns=["group", "var1", "var2", "vcov", "sdcor"])
+
+
+def tidy(m: GLMM, conf_level: float) -> pd.DataFrame:
+    """Fixed effects, then standard deviations and correlations."""
+    ci = m.confint(level=conf_level)
+    fixed = pd.DataFrame(
+        {
+            "effect": "fixed",
+            "group": None,
+            "term": m.fixef.index,
+            "estimate": m.fixef.to_numpy(),
+            "std_error": m.se.to_numpy(),
+            "statistic": (m.fixef / m.se).to_numpy(),
+            "conf_low": ci["lower"].to_numpy(),
+            "conf_high": ci["upper"].to_numpy(),
+        }
+    )
+    v = m.varcorr
+    names = [
+        f"sd__{a}" if pd.isna(b) and not pd.isna(a)
+        else "sd__Observation" if pd.isna(a)
+        else f"cor__{a}.{b}"
+        for a, b in zip(v["var1"], v["var2"])
+    ]  # fmt: skip
+    random = pd.DataFrame(
+        {
+            "effect": "ran_pars",
+            "group": v["group"],
+            "term": names,
+            "estimate": v["sdcor"].astype(float),
+        }
+    ).reindex(columns=fixed.columns)
+    for column in ("std_error", "statistic", "conf_low", "conf_high"):
+        random[column] = random[column].astype(float)
+    out = pd.concat([fixed.astype({"group": object}), random], ignore_index=True)
+    return out
+
+
+def glance(m: GLMM) -> pd.DataFrame:
+    """One row: sizes, criteria, status."""
+    row = {
+        "n_obs": m.n_obs,
+        "n_dropped": m.frame.n_dropped,
+        "sigma": m.sigma,
+        "loglik": m.loglik,
+        "aic": m.aic,
+        "bic": m.bic,
+        "deviance": m.deviance,
+        "df": m.df,
+        "df_residual": m.n_obs - m.df,
+        "method": m.method,
+        "family": m.family.name,
+        "status": m.status.name,
+        "converged": m.converged,
+        "is_singular": m.is_singular,
+        "n_iter": int(m.fit.n_iter),
+    }
+    return pd.DataFrame([row])
+
+
+def augment(m: GLMM) -> pd.DataFrame:
+    """One row per observation used."""
+    terms = m.design.terms
+    out = pd.DataFrame(
+        {
+            m.frame.response_name: np.asarray(m.design.y),
+            "fitted": m.fitted.to_numpy(),
+            "resid": m.residuals().to_numpy(),
+            "fixed": m.predict(re="population").to_numpy(),
+        },
+        index=m.frame.row_index,
+    )
+    for t, arrays in zip(m.frame.terms, terms):
+        if t.group_name not in out:
+            out[t.group_name] = np.asarray(t.levels)[np.asarray(arrays.group)]
+    if m.design.weights is not None:
+        out["weights"] = np.asarray(m.design.weights)
+    if m.design.offset is not None:
+        out["offset"] = np.asarray(m.design.offset)
+    return out
+
+
+# ---- the verdict -------------------------------------------------------------------
+
+
+def verdict(m: GLMM) -> str:
+    """One sentence on how the fit ended, with its evidence."""
+    evidence = (
+        f"Newton decrement {float(m.fit.decrement):.1e}, smallest Hessian eigenvalue "
+        f"{float(m.fit.min_eigenvalue):.1e} of the largest, "
+        f"{int(m.fit.n_iter)} evaluations"
+    )
+    if m.status == Status.CONVERGED:
+        note = ""
+        if m.is_singular:
+            note = " The fit is singular: " + "; ".join(boundary_facts(m)) + "."
+        return f"Converged ({evidence}).{note}"
+    if m.status == Status.BOUNDARY:
+        facts = "; ".join(boundary_facts(m))
+        return f"Converged on the boundary: {facts} ({evidence})."
+    return f"{str(m.status).capitalize()} ({evidence}). {_advice(m)}"
+
+
+def boundary_facts(m: GLMM) -> list[str]:
+    """Which variance or correlation is at its bound, and the proof for each.
+
+    Where a diagonal element of Lambda is zero, half the second derivative of the
+    objective in it is the one-sided derivative in its square, a (conditional) variance
+    over sigma^2: if positive, any larger variance fits worse.
+    """
+    facts = []
+    curvature = 0.5 * np.diagonal(np.asarray(m.fit.hess))
+    start = 0
+    for t, group, Lam in zip(m.frame.terms, group_labels(m), m.factors):
+        kind = structure(t.structure)
+        n_theta = kind.n_theta(len(t.z_names))
+        for j, name in enumerate(t.z_names):
+            if abs(Lam[j, j]) >= 1e-4 * max(1.0, float(np.linalg.norm(Lam[j]))):
+                continue
+            rest = float(np.linalg.norm(Lam[j, :j]))
+            what = (
+                f"the variance of {name} | {group} is zero"
+                if rest < 1e-4
+                else f"{name} | {group} is a linear function of the effects before it "
+                "(a correlation of +-1)"
+            )
+            where = _diagonal_position(kind, len(t.z_names), j)
+            if where is not None:
+                slope = curvature[start + where]
+                what += f", and the one-sided derivative there is {slope:.3g} >= 0"
+            facts.append(what)
+        start += n_theta
+    return facts
+
+
+def _diagonal_position(kind, k: int, j: int) -> int | None:
+    if kind.row is None or kind.column is None:
+        return None
+    pairs = list(zip(kind.row(k), kind.column(k)))
+    return pairs.index((j, j)) if (j, j) in pairs else None
+
+
+def _advice(m: GLMM) -> str:
+    if m.status == Status.NOT_IDENTIFIED:
+        return (
+            "Look for two terms that say the same, or a slope that hardly varies "
+            f"within groups: {', '.join(t.text for t in m.frame.terms)}."
+        )
+    if m.status == Status.MAX_ITER:
+        return "Give Control(max_iter=...) more evaluations, or another start=."
+    if m.status == Status.NONFINITE:
+        return "Check the response for values that the fixed effects fit exactly."
+    return "Try another start=, and look at the size of the variances."
+
+
+# ---- text --------------------------------------------------------------------------
+
+
+def _significant(x: float, digits: int = 4) -> int:
+    """Decimals that show ``digits`` significant digits of x."""
+    if x == 0 or not np.isfinite(x):
+        return 3
+    return int(np.clip(digits - 1 - np.floor(np.log10(abs(x))), 0, 8))
+
+
+def _decimals(values: np.ndarray, digits: int = 4) -> int:
+    """Common decimals of a column: the smallest entry keeps ``digits`` digits."""
+    finite = np.abs(values[np.isfinite(values)])
+    finite = finite[finite > 1e-6 * np.max(finite, initial=0.0)]
+    if not len(finite):
+        return 3
+    return int(np.clip(max(_significant(v, digits) for v in finite), 0, 6))
+
+
+def _number(x: float, decimals: int) -> str:
+    if x is None or not np.isfinite(x):
+        return "NA" if x is None or np.isnan(x) else str(x)
+    if x != 0 and (abs(x) >= 1e7 or abs(x) < 0.5 * 10.0**-decimals):
+        return f"{x:.4g}"
+    return f"{x:.{decimals}f}"
+
+
+def _table(rows: list[list[str]], left: int) -> list[str]:
+    """Rows of text in columns; the first ``left`` columns flush left."""
+    widths = [max(len(r[j]) for r in rows) for j in range(len(rows[0]))]
+    return [
+        " ".join(
+            c.ljust(w) if j < left else c.rjust(w)
+            for j, (c, w) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _random_rows(m: GLMM) -> list[list[str]]:
+    blocks = []
+    width = max(len(t.z_names) for t in m.frame.terms)
+    for t, group, Lam in zip(m.frame.terms, group_labels(m), m.factors):
+        cov = m.sigma**2 * (Lam @ Lam.T)
+        sd = np.sqrt(np.diagonal(cov))
+        for i, name in enumerate(t.z_names):
+            corr = []
+            if t.structure != "diag":
+                with np.errstate(all="ignore"):
+                    corr = [_number(cov[i, j] / (sd[i] * sd[j]), 3) for j in range(i)]
+            corr += [""] * (width - 1 - len(corr))
+            blocks.append((group if i == 0 else "", name, cov[i, i], sd[i], corr))
+    blocks.append(("Residual", "", m.sigma**2, m.sigma, [""] * (width - 1)))
+    rows = [["Groups", "Name", "Variance", "Std.Dev.", *_corr_head(width)]]
+    places = [_decimals(np.array([b[i] for b in blocks])) for i in (2, 3)]
+    for group, name, var, sd, corr in blocks:
+        rows.append(
+            [group, name, _number(var, places[0]), _number(sd, places[1]), *corr]
+        )
+    return rows
+
+
+def _corr_head(width: int) -> list[str]:
+    return ["Corr", *[""] * (width - 2)] if width > 1 else []
+
+
+def _fixed_rows(m: GLMM) -> list[list[str]]:
+    est, se = m.fixef.to_numpy(), m.se.to_numpy()
+    with np.errstate(all="ignore"):
+        t = est / se
+    rows = [["", "Estimate", "Std. Error", "t value"]]
+    for name, b, s, tv in zip(m.fixef.index, est, se, t):
+        d = max(3, min(_significant(s, 4), 8))
+        rows.append([name, _number(b, d), _number(s, d), _number(tv, 3)])
+    return rows
+
+
+def _groups_line(m: GLMM) -> str:
+    groups = "; ".join(f"{g}, {J}" for g, J in m.n_groups.items())
+    line = f"Number of obs: {m.n_obs}, groups: {groups}"
+    if m.frame.n_dropped:
+        causes = ", ".join(f"{c}: {k}" for c, k in m.frame.dropped_by.items())
+        line += f"\n{m.frame.n_dropped} rows with missing values dropped ({causes})"
+    return line
+
+
+def _head(m: GLMM) -> list[str]:
+    out = [f"Linear mixed model fit by {m.method}", f"Formula: {m.formula}"]
+    out += [f"Note: {notice}" for notice in m.frame.notices]
+    if m.method == "REML":
+        return [*out, "", f"REML criterion at convergence: {-2.0 * m.loglik:.3f}"]
+    rows = [
+        ["AIC", "BIC", "logLik", "-2*log(L)", "df.resid"],
+        [
+            *(f"{v:.1f}" for v in (m.aic, m.bic, m.loglik, -2.0 * m.loglik)),
+            str(m.n_obs - m.df),
+        ],
+    ]
+    return [*out, "", *_table(rows, 0)]
+
+
+def text(m: GLMM, *, full: bool = False) -> str:
+    """Printed form; ``full`` adds scaled residuals and correlations of the estimates."""
+    out = _head(m)
+    if full:
+        q = np.quantile(m.residuals("scaled").to_numpy(), [0, 0.25, 0.5, 0.75, 1])
+        rows = [["Min", "1Q", "Median", "3Q", "Max"], [f"{v:.4f}" for v in q]]
+        out += ["", "Scaled residuals:", *_table(rows, 0)]
+    out += ["", "Random effects:"]
+    out += [" " + line for line in _table(_random_rows(m), 2)]
+    out += [_groups_line(m), "", "Fixed effects:"]
+    out += _table(_fixed_rows(m), 1) if len(m.fixef) else ["(none)"]
+    if full and 1 < len(m.fixef) <= 20:
+        out += ["", "Correlation of fixed effects:", *_table(_corr_rows(m), 1)]
+    out += ["", verdict(m)]
+    return "\n".join(out)
+
+
+def _corr_rows(m: GLMM) -> list[list[str]]:
+    cov = m.vcov.to_numpy()
+    sd = np.sqrt(np.diagonal(cov))
+    names = list(m.fixef.index)
+    rows = [["", *(n[:11] for n in names[:-1])]]
+    for i in range(1, len(names)):
+        cells = [f"{cov[i, j] / (sd[i] * sd[j]):.3f}" if j < i else "" for j in range(len(names) - 1)]
+        rows.append([names[i][:11], *cells])
+    return rows
+
+
+def html(m: GLMM) -> str:
+    """HTML form for notebooks."""
+    parts = [f"<p>{'<br>'.join(_html.escape(x) for x in _head(m) if x)}</p>"]
+    for title, rows in (
+        ("Random effects", _random_rows(m)),
+        ("Fixed effects", _fixed_rows(m)),
+    ):
+        cells = [
+            "<tr>" + "".join(f"<{tag}>{_html.escape(c)}</{tag}>" for c in row) + "</tr>"
+            for tag, row in zip(["th"] + ["td"] * (len(rows) - 1), rows)
+        ]
+        parts.append(f"<table><caption>{title}</caption>{''.join(cells)}</table>")
+    parts.append(f"<p>{_html.escape(_groups_line(m))}</p>")
+    parts.append(f"<p>{_html.escape(verdict(m))}</p>")
+    return "<div>" + "".join(parts) + "</div>"
+
+
+class Summary:
+    """The full table of a model; prints as text, shows as HTML in a notebook."""
+
+    def __init__(self, m: GLMM):
+        self.model = m
+
+    def __repr__(self) -> str:
+        return text(self.model, full=True)
+
+    def _repr_html_(self) -> str:
+        return html(self.model)
+

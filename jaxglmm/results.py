@@ -1,0 +1,82 @@
+"""What a fit returns: frozen records that are pytrees."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+
+from jaxglmm.typing import Array
+
+__all__ = ["Fit", "Params"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Params:
+    """Parameters of a model, in the user's units.
+
+    Parameters
+    ----------
+    beta : Array, (p,)
+        Fixed effects on the link scale.
+    theta : Array, (m,)
+        Relative covariance parameters, term by term, each by column of Lambda.
+    sigma : Array, ()
+        Residual standard deviation; the random effects have covariance sigma^2 Q.
+    """
+
+    beta: Array
+    theta: Array
+    sigma: Array
+
+    def replace(self, **changes) -> Params:
+        """Copy with some parameters changed."""
+        return dataclasses.replace(self, **changes)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Fit:
+    """A fitted model; under ``vmap`` every field has a leading lane axis.
+
+    Parameters
+    ----------
+    params : Params
+        Estimates, with the diagonal of Lambda made positive.
+    u, b : tuple of Array, (J, k)
+        Spherical and ordinary conditional modes of every term; b = u Lambda'.
+    loglik : Array, ()
+        Log L with every constant; for REML fits the restricted one.
+    objective : Array, ()
+        What was minimized: -2 loglik.
+    grad, hess : Array, (m,), (m, m)
+        Derivatives of the objective in theta, beta and sigma profiled out.
+    vcov_beta : Array, (p, p)
+        Covariance of beta at the estimated theta.
+    status : Array, () int
+        A :class:`jaxglmm.Status` code.
+    converged, is_singular : Array, () bool
+        Whether an optimum was reached; whether it lies on the boundary.
+    decrement, min_eigenvalue : Array, ()
+        The evidence: grad' hess^-1 grad, and the smallest eigenvalue of the Hessian
+        over the largest, both in inner units.
+    n_iter : Array, () int
+        Evaluations of the criterion.
+    """
+
+    params: Params
+    u: tuple[Array, ...]
+    b: tuple[Array, ...]
+    loglik: Array
+    objective: Array
+    grad: Array
+    hess: Array
+    vcov_beta: Array
+    status: Array
+    converged: Array
+    is_singular: Array
+    decrement: Array
+    min_eigenvalue: Array
+    n_iter: Array
