@@ -156,7 +156,7 @@ def _term_scales(design, w: Array, xp) -> tuple[tuple[Array, ...], Array]:
             continue
         peak = xp.max(xp.abs(term.z), axis=0)  # first, so that squares cannot overflow
         peak = xp.where(peak > 0, peak, 1.0)
-        scale = peak * xp.sqrt(xp.sum(w[:, None] * (term.z / peak) ** 2, axis=0) / n)
+        scale = peak * xp.sqrt(xp.sum(w[:, None] * (term.z / peak[None]) ** 2, axis=0) / n)
         scale = _stop(xp.where(scale > 0, scale, 1.0), xp)
         z_scale.append(scale)
         theta_scale.append(scale[np.array(kind.row(term.k))])
@@ -169,10 +169,10 @@ def _standardize(design, X, y, w, z_scale, theta_scale, xp):
     p = X.shape[1]
     peak = xp.max(xp.abs(X), axis=0) if p else xp.ones(0, X.dtype)
     peak = xp.where(peak > 0, peak, 1.0)
-    Xs = X / peak
+    Xs = X / peak[None]
     size = xp.sqrt(xp.sum(w[:, None] * Xs**2, axis=0) / n)
     size = xp.where(size > 0, size, 1.0)
-    Xs = Xs / size
+    Xs = Xs / size[None]
     T, aliased = _whitener((Xs * w[:, None]).T @ Xs / n, xp)
     T = _stop(T / (peak * size)[:, None], xp)
     Xw = X @ T
@@ -240,7 +240,7 @@ class _Rows:
         self.xp, self.layout, self.w = xp, design.layout, w
         self.X, self.y = X, y
         self.z = [
-            _columns([design.terms[t].z / z_scale[t] for t in b.terms], xp)
+            _columns([design.terms[t].z / z_scale[t][None] for t in b.terms], xp)
             for b in self.layout.blocks
         ]
         self.zw = [z * w[:, None] for z in self.z]

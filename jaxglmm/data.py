@@ -15,13 +15,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import narwhals.stable.v1 as nw
 import numpy as np
 import pandas as pd
 
 from jaxglmm.errors import DataError
+
+if TYPE_CHECKING:
+    import narwhals.stable.v1 as nw
 
 __all__ = [
     "as_frame",
@@ -103,6 +105,8 @@ def _open(data: Any) -> Any:
             kind = f"a NumPy array of dtype {data.dtype} and shape {data.shape}"
             raise DataError(f"data: found {kind}, which names no columns. {_give()}")
         return data
+    import narwhals.stable.v1 as nw
+
     try:
         return nw.from_native(data, eager_only=True)
     except TypeError:
@@ -182,6 +186,8 @@ def _native(array: np.ndarray) -> np.ndarray:
 
 def _from_narwhals(series: nw.Series) -> Any:
     """Columns by NumPy, so that polars does not need pyarrow."""
+    import narwhals.stable.v1 as nw
+
     dtype = series.dtype
     if dtype in (nw.Categorical, nw.Enum):
         levels = series.cat.get_categories().to_list()
@@ -339,10 +345,7 @@ def factorize(values: Any) -> tuple[np.ndarray, pd.Index]:
     if isinstance(values, np.ndarray) and values.dtype.kind == "f":
         if np.all(np.abs(values) < 2**53) and np.array_equal(values, np.rint(values)):
             return factorize(values.astype(np.int64))
-    try:
-        codes, levels = pd.factorize(values, sort=True)
-    except TypeError:
-        raise DataError("the levels cannot be sorted. Convert them to text.") from None
+    codes, levels = pd.factorize(values, sort=True)
     return codes.astype(np.int32), pd.Index(levels)
 
 

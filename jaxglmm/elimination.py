@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from jaxglmm.covariance import structure
 from jaxglmm.crossproducts import CrossProducts, SparseTail
-from jaxglmm.linalg import block_matmul, spd_inverse
+from jaxglmm.linalg import block_matmul, spd_inverse, spd_solve
 from jaxglmm.plan import Layout, Pairs
 from jaxglmm.typing import Array
 
@@ -37,6 +37,10 @@ __all__ = [
     "conditional_covariances",
     "conditional_modes",
     "eliminate",
+    "entries_by_column",
+    "outer_pairs",
+    "outer_xy",
+    "reduce_levels",
     "split_factors",
     "split_terms",
 ]
@@ -78,16 +82,18 @@ def block_factors(theta: Array, layout: Layout) -> tuple[Array, ...]:
     )
 
 
-def eliminate(theta: Array, cp: CrossProducts, layout: Layout) -> Eliminated:
+def eliminate(
+    theta: Array, cp: CrossProducts, layout: Layout
+) -> Eliminated:
     """Integrate all random effects out of the cross-products, equation (1)."""
     factors = block_factors(theta, layout)
     own, up = list(cp.own), [list(u) for u in cp.up]
     tail, gram = list(cp.tail), cp.gram
     logdet = jnp.zeros((), gram.dtype)
     N = []
-    for f, block in enumerate(layout.chain):
+    for f in range(layout.n_chain):
         Lam = factors[f]
-        N_f, logdet_f = _reduce(Lam, own[f])
+        N_f, logdet_f = reduce_levels(Lam, own[f])
         N.append(N_f)
         logdet = logdet + jnp.sum(logdet_f)
         gram = gram - _outer_tail(tail[f], N_f, gram.shape[0])
@@ -102,14 +108,13 @@ def eliminate(theta: Array, cp: CrossProducts, layout: Layout) -> Eliminated:
                 up[g][h - g - 1] = up[g][h - g - 1] - _to_levels(step, level, n_levels)
             step = block_matmul(H_N, tail[f])
             tail[g] = tail[g] - _to_levels(step, level, n_levels)
-        del block
     T, logdet_tail, S_inv, H_tail = _eliminate_tail(gram, factors, layout)
     return Eliminated(
         T, logdet + logdet_tail, tuple(N), tuple(map(tuple, up)), tuple(tail), S_inv, H_tail
     )
 
 
-def _reduce(Lam: Array, H: Array) -> tuple[Array, Array]:
+def reduce_levels(Lam: Array, H: Array) -> tuple[Array, Array]:
     """N = Lambda M^-1 Lambda' and log|M| of every level."""
     k = Lam.shape[0]
     L = Lam[:, :, None]
@@ -141,21 +146,26 @@ def _outer_tail(H: Array | SparseTail, N: Array, size: int) -> Array:
     """Sum over levels of H' N H, (D, D)."""
     if not isinstance(H, SparseTail):
         return _flat(H) @ _flat(block_matmul(N, H)).T
-    NH_xy = block_matmul(N, H.xy)
-    corner = _flat(H.xy) @ _flat(NH_xy).T
-    side = _entries_by_column(H, NH_xy, size - corner.shape[0])
-    top = jnp.concatenate([_outer_pairs(H, N, side.shape[0]), side], axis=1)
+    side, corner = outer_xy(H, N, size - H.xy.shape[1])
+    top = jnp.concatenate([outer_pairs(H, N, side.shape[0]), side], axis=1)
     return jnp.concatenate([top, jnp.concatenate([side.T, corner], axis=1)])
 
 
-def _entries_by_column(H: SparseTail, x: Array, n_columns: int) -> Array:
+def outer_xy(H: SparseTail, N: Array, n_columns: int) -> tuple[Array, Array]:
+    """Sums over levels of H_R' N H_xy (q_R, p + 1) and H_xy' N H_xy."""
+    NH_xy = block_matmul(N, H.xy)
+    side = entries_by_column(H, NH_xy, n_columns)
+    return side, _flat(H.xy) @ _flat(NH_xy).T
+
+
+def entries_by_column(H: SparseTail, x: Array, n_columns: int) -> Array:
     """Sum of v_e' x by tail column, (K, c, J) -> (q_R, c)."""
     by_level = jnp.moveaxis(x, 2, 0)[H.pairs.level]
     terms = jnp.sum(H.value.T[:, :, None] * by_level, axis=1)
     return jax.ops.segment_sum(terms, H.pairs.column, num_segments=n_columns)
 
 
-def _outer_pairs(H: SparseTail, N: Array, size: int) -> Array:
+def outer_pairs(H: SparseTail, N: Array, size: int) -> Array:
     """Sum over pairs of entries of v_left' N v_right, scattered and mirrored."""
     pairs = H.pairs
     NV = jnp.sum(N[:, :, pairs.level] * H.value[None], axis=1)  # (K, E)
@@ -195,9 +205,9 @@ def _eliminate_tail(gram: Array, factors, layout: Layout):
         return gram, zero, gram[:0, :0], gram[:0]
     half = _tail_rows(gram[:q], factors, layout, transpose=True)
     S = _tail_rows(half[:, :q].T, factors, layout, transpose=True)
-    S_inv, logdet = spd_inverse(S + jnp.eye(q, dtype=S.dtype))
     H = half[:, q:]
-    return gram[q:, q:] - H.T @ (S_inv @ H), logdet, S_inv, H
+    solution, logdet, S_inv = spd_solve(S + jnp.eye(q, dtype=S.dtype), H)
+    return gram[q:, q:] - H.T @ solution, logdet, S_inv, H
 
 
 # ---- back-substitution -------------------------------------------------------------
@@ -239,7 +249,7 @@ def _apply_tail(H: Array | SparseTail, tail: Array, xy: Array) -> Array:
     if not isinstance(H, SparseTail):
         return jnp.einsum("kdj,d->kj", H, jnp.concatenate([tail, xy]))
     right = jnp.einsum("kdj,d->kj", H.xy, xy)
-    terms = H.value * tail[H.pairs.column]
+    terms = H.value * tail[H.pairs.column][None]
     return right.at[:, H.pairs.level].add(terms)
 
 
@@ -309,7 +319,7 @@ def _tail_share_pairs(H: SparseTail, N: Array, V_tail: Array) -> Array:
     V = V_tail[pairs.row, pairs.col][pairs.target]
     V = jnp.where(pairs.left == pairs.right, 0.5, 1.0) * V
     left, right = H.value[:, pairs.left], H.value[:, pairs.right]
-    outer = left[:, None] * right[None, :] * V
+    outer = left[:, None] * right[None, :] * V[None, None]
     k, n_levels = N.shape[0], N.shape[2]
     sums = jnp.zeros((k, k, n_levels), outer.dtype)
     sums = sums.at[:, :, pairs.level[pairs.left]].add(outer)

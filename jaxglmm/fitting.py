@@ -27,6 +27,7 @@ import numpy as np
 from jax import lax
 
 from jaxglmm.covariance import structure
+from jaxglmm.crossed import applies, crossed_value_grad_hess
 from jaxglmm.crossproducts import CrossProducts, Units, cross_products
 from jaxglmm.designs import Design
 from jaxglmm.elimination import (
@@ -41,10 +42,12 @@ from jaxglmm.lmm import log_likelihood, profile, profiled_objective
 from jaxglmm.optimize import Minimum, minimize
 from jaxglmm.plan import Layout
 from jaxglmm.results import Fit, Params
+from jaxglmm.starts import default_start
 from jaxglmm.typing import Array
 
 __all__ = ["Control", "fit", "loglik"]
 
+_LARGE_TOL = 1e-8  # Newton decrement for large crossed designs: 1e-4 standard errors
 _SINGULAR = 1e-4  # a diagonal of Lambda below this counts as zero, as in lme4
 
 
@@ -159,8 +162,8 @@ def as_float(design: Design) -> Design:
     """Design with floating arrays of one dtype; speaks up once about float32."""
     given = [design.y, design.X, *(t.z for t in design.terms)]
     given += [a for a in (design.weights, design.offset) if a is not None]
-    dtype = jnp.result_type(*given, jnp.float32)
-    if dtype == jnp.float32:
+    dtype = common_dtype(given)
+    if dtype == np.float32:
         _warn_float32()
 
     def cast(a):
@@ -174,6 +177,15 @@ def as_float(design: Design) -> Design:
         cast(design.y), cast(design.X), terms, cast(design.weights),
         cast(design.offset), design.plan,
     )  # fmt: skip
+
+
+def common_dtype(arrays: list[Array]) -> np.dtype:
+    """The widest floating dtype among arrays, as JAX is configured."""
+    floats = [a.dtype for a in arrays if jnp.issubdtype(a.dtype, jnp.floating)]
+    widest = functools.reduce(np.promote_types, floats, np.dtype(np.float32))
+    if not floats:
+        widest = np.dtype(np.float64)
+    return jax.dtypes.canonicalize_dtype(widest)
 
 
 @functools.cache
@@ -197,12 +209,6 @@ def start_theta(layout: Layout, units: Units, start, dtype) -> Array:
     return jnp.asarray(default_start(layout), dtype)
 
 
-def default_start(layout: Layout) -> np.ndarray:
-    """Starting theta in inner units: unit standard deviations, no correlation."""
-    per_term = [structure(s).start(k) for k, s in zip(layout.term_k, layout.structures)]
-    return np.concatenate([np.asarray(t, float) for t in per_term])
-
-
 def estimate(
     cp: CrossProducts, layout: Layout, reml, theta0: Array, control: Control
 ) -> Raw:
@@ -211,8 +217,8 @@ def estimate(
     minimum = _solve(layout, control, cp, reml, theta0)
     signs = canonical_signs(minimum.x, layout)
     theta = minimum.x * signs
-    at = profile(theta, cp, layout, reml)
-    b = conditional_modes(theta, at.eliminated, at.beta, cp, layout)
+    at, done = profile(theta, cp, layout, reml)
+    b = conditional_modes(theta, done, at.beta, cp, layout)
     status, is_singular = _verdict(minimum, theta, layout)
     u = _spherical(theta, b, layout)
     return Raw(
@@ -229,6 +235,9 @@ def _solve(layout: Layout, control: Control, cp, reml, theta0) -> Minimum:
     def objective(theta):
         return profiled_objective(theta, cp, layout, reml)
 
+    if applies(cp, layout):
+        fn = crossed_value_grad_hess(cp, layout, reml)
+        return minimize(objective, theta0, control, fn, tol=_LARGE_TOL)
     return minimize(objective, theta0, control)
 
 
@@ -246,7 +255,7 @@ def _solve_jvp(layout, control, primals, tangents):
     H = jax.hessian(profiled_objective)(theta, cp, layout, reml)
     d, U = symmetric_eigen(lax.stop_gradient(H))
     keep = (jnp.abs(d) > 1e-9 * jnp.max(jnp.abs(d))).astype(H.dtype)
-    P = (U * keep) @ U.T
+    P = (U * keep[None]) @ U.T
     regular = P @ H @ P + (jnp.eye(P.shape[0], dtype=P.dtype) - P)
     d_theta = -P @ (spd_inverse(regular)[0] @ (P @ d_gradient))
     d_value = _value_tangent(layout, theta, cp, reml, d_theta, d_cp, d_reml)
@@ -339,7 +348,7 @@ def to_user_units(raw: Raw, units: Units, layout: Layout) -> Fit:
     beta = units.b0 + units.s * (units.T @ raw.beta)
     scale = units.theta_scale * raw.signs
     vcov = raw.sigma2 * units.s**2 * (units.T @ raw.gls @ units.T.T)
-    b = tuple(units.s * v / z for v, z in zip(raw.b, units.z_scale))
+    b = tuple(units.s * v / z[None] for v, z in zip(raw.b, units.z_scale))
     ok = (raw.status == int(Status.CONVERGED)) | (raw.status == int(Status.BOUNDARY))
     aliased = (units.aliased.sum() > 0) & ok
     status = raw.status + aliased * (int(Status.NOT_IDENTIFIED) - raw.status)

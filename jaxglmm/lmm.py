@@ -15,9 +15,8 @@ References: Bates et al. (2015), J. Stat. Softw. 67(1), doi:10.18637/jss.v067.i0
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from jaxglmm.crossproducts import CrossProducts
@@ -26,46 +25,55 @@ from jaxglmm.linalg import spd_inverse
 from jaxglmm.plan import Layout
 from jaxglmm.typing import Array
 
-__all__ = ["Profile", "log_likelihood", "profile", "profiled_objective"]
+__all__ = [
+    "Criterion",
+    "criterion",
+    "log_likelihood",
+    "profile",
+    "profiled_objective",
+]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Profile:
-    """The criterion at theta with what it was made of, in inner units.
+class Criterion(NamedTuple):
+    """The criterion and what it was made of, in inner units.
 
     ``objective`` is (1) or (2); ``gls`` (p, p) the inverse of T_XX, so that the
-    covariance of beta is sigma^2 gls; ``rss`` is r^2.
+    covariance of beta is sigma^2 gls.
     """
 
     objective: Array
     beta: Array
     gls: Array
-    rss: Array
     sigma2: Array
-    eliminated: Eliminated
 
 
-def profile(theta: Array, cp: CrossProducts, layout: Layout, reml: Array) -> Profile:
-    """Generalized least squares and the profiled criterion at theta (m,)."""
-    done = eliminate(theta, cp, layout)
-    beta, gls, logdet_X, rss = _least_squares(done.T, cp.unused)
+def criterion(T: Array, logdet: Array, cp: CrossProducts, reml: Array) -> Criterion:
+    """Criterion from T (p + 1, p + 1) and log|V|."""
+    beta, gls, logdet_X, rss = _least_squares(T, cp.unused)
     dof = cp.n - reml * cp.p
     sigma2 = rss / dof
     objective = (
-        done.logdet
+        logdet
         + reml * (logdet_X + cp.constant_reml)
         + dof * (1.0 + jnp.log(2.0 * jnp.pi * sigma2))
         + cp.constant
     )
-    return Profile(objective, beta, gls, rss, sigma2, done)
+    return Criterion(objective, beta, gls, sigma2)
+
+
+def profile(
+    theta: Array, cp: CrossProducts, layout: Layout, reml: Array
+) -> tuple[Criterion, Eliminated]:
+    """Generalized least squares and the profiled criterion at theta (m,)."""
+    done = eliminate(theta, cp, layout)
+    return criterion(done.T, done.logdet, cp, reml), done
 
 
 def profiled_objective(
     theta: Array, cp: CrossProducts, layout: Layout, reml: Array
 ) -> Array:
     """-2 log L (or the REML criterion) with beta and sigma profiled out, ()."""
-    return profile(theta, cp, layout, reml).objective
+    return profile(theta, cp, layout, reml)[0].objective
 
 
 def _least_squares(T: Array, unused: Array):

@@ -11,11 +11,11 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from functools import cached_property
-from typing import Any
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
 
 from jaxglmm import report
 from jaxglmm.buckets import pad, unpad_effects
@@ -26,11 +26,14 @@ from jaxglmm.designs import Design, Term
 from jaxglmm.encoding import ModelFrame, model_frame
 from jaxglmm.errors import ConvergenceWarning, DataError, FormulaError, Status
 from jaxglmm.families import Family, family_by_name
-from jaxglmm.fitting import Control, default_start, estimate, reml_flag, to_user_units
-from jaxglmm.inference import matrices as _matrices
-from jaxglmm.inference import predict as _predict
+from jaxglmm.fitting import Control, estimate, reml_flag, to_user_units
+from jaxglmm.inference.effects import random_part
 from jaxglmm.postfit import effect_covariances
 from jaxglmm.results import Fit
+from jaxglmm.starts import moment_start
+
+if TYPE_CHECKING:
+    from jaxglmm.inference.matrices import Matrices
 
 __all__ = ["GLMM", "design", "glmm"]
 
@@ -183,7 +186,7 @@ def fit_host(arrays: Design, reml: float, start, control: Control) -> Fit:
         cp, units = cross_products(arrays, np)
     layout = arrays.layout
     padded, padded_layout = pad(cp, layout)
-    theta0 = default_start(layout)
+    theta0 = moment_start(cp, layout)
     if start is not None:
         theta0 = np.asarray(start, float)
         if theta0.shape != units.theta_scale.shape:
@@ -362,7 +365,7 @@ class GLMM:
     def _mu(self) -> np.ndarray:
         terms = self.design.terms
         return self._fixed_part(self.design.X, self.design.offset) + (
-            _predict.random_part([t.z for t in terms], [t.group for t in terms], self.fit.b)
+            random_part([t.z for t in terms], [t.group for t in terms], self.fit.b)
         )
 
     def _fixed_part(self, X, offset) -> np.ndarray:
@@ -447,22 +450,24 @@ class GLMM:
             drawn = None
             if new_levels == "draw":
                 drawn = self._draw_unseen(group, newdata, key)
-            eta = eta + _predict.random_part(z, group, self.fit.b, unseen=drawn)
+            eta = eta + random_part(z, group, self.fit.b, unseen=drawn)
         out = pd.Series(eta, index, name="fit")
         if not se:
             return out
         if re == "population":
-            size = _predict.population_se(X, self.fit.vcov_beta)
+            size = np.sqrt(np.einsum("ij,jk,ik->i", X, self.fit.vcov_beta, X))
         else:
             size = self._conditional_se(X, z, group)
         return pd.DataFrame({"fit": out, "se": size}, index=index)
 
     def _conditional_se(self, X, z, group) -> np.ndarray:
+        from jaxglmm.inference.predict import conditional_se
+
         good = np.isfinite(X).all(axis=1)
         for zt in z:
             good &= np.isfinite(zt).all(axis=1)
         out = np.full(len(X), np.nan)
-        out[good] = _predict.conditional_se(
+        out[good] = conditional_se(
             self.design, self.factors, self.sigma, X[good],
             [zt[good] for zt in z], [gt[good] for gt in group],
         )  # fmt: skip
@@ -548,7 +553,7 @@ class GLMM:
         _choice("method", method, ("wald",))
         if not 0.0 < level < 1.0:
             raise ValueError(f"level must lie between 0 and 1; found {level}")
-        half = ndtri(0.5 + level / 2.0) * self.se
+        half = NormalDist().inv_cdf(0.5 + level / 2.0) * self.se
         return pd.DataFrame({"lower": self.fixef - half, "upper": self.fixef + half})
 
     # ---- tables --------------------------------------------------------------------
@@ -565,9 +570,11 @@ class GLMM:
         """One row per observation: response, fitted values, residuals."""
         return report.augment(self)
 
-    def matrices(self) -> _matrices.Matrices:
+    def matrices(self) -> Matrices:
         """X, Z, Lambda, G, R and V, labelled."""
-        return _matrices.model_matrices(self.design, self.frame, self.factors, self.sigma)
+        from jaxglmm.inference.matrices import model_matrices
+
+        return model_matrices(self.design, self.frame, self.factors, self.sigma)
 
     def summary(self) -> report.Summary:
         """The table that lme4 prints, and the verdict."""

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-import scipy.sparse as sp
 
 from jaxglmm.errors import DesignError
 from jaxglmm.typing import Array
@@ -244,42 +243,42 @@ def _unique(key: np.ndarray, n_keys: int) -> tuple[np.ndarray, np.ndarray]:
 def _pairs(layout: Layout, entries) -> Pairs:
     row_entry, level, column, sizes = entries
     q = layout.tail_size
-    # entries sorted by level, then column: a level's entries are then neighbours
-    by_level = np.lexsort((column, level))
+    level, column = level.astype(np.int32), column.astype(np.int32)
+    # where every entry stands when sorted by level, then column
+    by_level = np.lexsort((column, level)).astype(np.int32)
     counts = np.bincount(level, minlength=layout.blocks[0].n_levels)
-    ends = np.repeat(np.cumsum(counts), counts)  # end of the own level's run
-    position = np.arange(len(by_level))
-    n_right = ends - position  # partners at or right of it
-    left = np.repeat(position, n_right)
-    offset = np.cumsum(n_right) - n_right
-    right = position[left] + np.arange(len(left)) - offset[left]
-    left, right = by_level[left].astype(np.int32), by_level[right].astype(np.int32)
-    order = _sort_pairs(column[left], column[right], q)
+    first = np.repeat(np.cumsum(counts) - counts, counts).astype(np.int32)
+    position = np.arange(len(by_level), dtype=np.int32)
+    # right entries in order of their column, each with all to its left in the level
+    by_column = np.argsort(column[by_level], kind="stable").astype(np.int32)
+    n_left = (position - first + 1)[by_column]
+    start = np.cumsum(n_left) - n_left
+    right = np.repeat(by_column, n_left)
+    left = np.arange(len(right), dtype=np.int32)
+    left -= np.repeat((start - first[by_column]).astype(np.int32), n_left)
+    left, right = by_level[left], by_level[right]
+    order = _sort_by(column[left], q)  # stable, so columns stay sorted within a row
     left, right = left[order], right[order]
-    key = column[left].astype(np.int64) * q + column[right]
-    new = np.concatenate([[True], key[1:] != key[:-1]])
+    row, col = column[left], column[right]
+    new = np.ones(len(row), bool)
+    new[1:] = (row[1:] != row[:-1]) | (col[1:] != col[:-1])
     return Pairs(
         counts=sizes,
         row_entry=tuple(row_entry),
-        level=level.astype(np.int32),
-        column=column.astype(np.int32),
+        level=level,
+        column=column,
         left=left,
         right=right,
-        target=(np.cumsum(new) - 1).astype(np.int32),
-        row=(key[new] // q).astype(np.int32),
-        col=(key[new] % q).astype(np.int32),
+        target=np.cumsum(new, dtype=np.int32) - np.int32(1),
+        row=row[new],
+        col=col[new],
     )
 
 
-def _sort_pairs(row: np.ndarray, col: np.ndarray, q: int) -> np.ndarray:
-    """Permutation that sorts by (row, col): two counting sorts by sparse transposes."""
-    n = len(row)
-    index = np.arange(n, dtype=np.int32)
-    for key in (col, row):
-        # a sparse matrix with one entry per pair, turned from rows to columns
-        one = sp.csr_array(
-            (index, key[index].astype(np.int32), np.arange(n + 1, dtype=np.int32)),
-            shape=(n, q),
-        )
-        index = one.tocsc().data
-    return index
+def _sort_by(key: np.ndarray, n_keys: int) -> np.ndarray:
+    """Stable permutation that sorts by key: a counting sort, by a sparse transpose."""
+    import scipy.sparse as sp  # only here, and only for large crossed models
+
+    index = np.arange(len(key) + 1, dtype=np.int32)
+    one = sp.csr_array((index[:-1], key, index), shape=(len(key), n_keys))
+    return one.tocsc().data

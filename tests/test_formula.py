@@ -2,11 +2,13 @@
 
 import pytest
 from formulaic.parser import DefaultFormulaParser
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
+from jaxglmm.algebra import expand
 from jaxglmm.errors import FormulaError
-from jaxglmm.formula import expand, parse, rewrite, variables
+from jaxglmm.expressions import rewrite, variables
+from jaxglmm.formula import parse
 
 
 def groups(formula):
@@ -142,7 +144,10 @@ SIDES = st.recursive(
 @given(side=SIDES, tail=st.sampled_from(["", " - 1", " + 0", " + d"]))
 @settings(max_examples=300, deadline=None)
 def test_algebra_agrees_with_formulaic(side, tail):
-    theirs = DefaultFormulaParser(include_intercept=True).get_terms(side + tail)
+    try:
+        theirs = DefaultFormulaParser(include_intercept=True).get_terms(side + tail)
+    except TypeError:  # formulaic cannot nest in a difference that is empty
+        reject()
     expected = {frozenset(f.expr for f in term.factors) for term in theirs}
     out = expand(side + tail)
     mine = {frozenset(t) for t in out.terms}
@@ -222,7 +227,7 @@ def test_too_many_terms_and_brackets():
 
 PIECES = st.lists(
     st.sampled_from(
-        "y x g f ~ ~ + - * / : ^ ** | || ( ) ( ) [ ] { } 0 1 2 1e5 . , = 'a' `b c` %in% "
+        "y x g f ~ ~ + - * / : ^ ** | || ( ) ( ) [ ] { } 0 1 2 1e5 . , = 'a' `b` %in% "
         "log( offset( I( diag( poly(x,2) < > \n # \\ é 9x x. .x lambda if".split(" ")
     ),
     max_size=14,

@@ -20,28 +20,9 @@ from scipy.sparse.linalg import splu
 
 from jaxglmm.inference.matrices import random_design, relative_factor
 
-__all__ = ["conditional_se", "population_se", "random_part", "unseen_variance"]
+__all__ = ["conditional_se", "unseen_variance"]
 
 _CHUNK = 2_000  # rows solved for at once
-
-
-def random_part(z, group, b, *, unseen=None) -> np.ndarray:
-    """Sum over terms of z_i . b[group_i], (n,).
-
-    ``unseen[t]`` (n, k) stands in where the code is -1; zero when left out.
-    """
-    total = np.zeros(len(z[0]))
-    for t, (zt, gt, bt) in enumerate(zip(z, group, b)):
-        effects = bt[np.maximum(gt, 0)]
-        other = 0.0 if unseen is None else unseen[t]
-        effects = np.where((gt >= 0)[:, None], effects, other)
-        total += np.sum(zt * effects, axis=1)
-    return total
-
-
-def population_se(X: np.ndarray, vcov: np.ndarray) -> np.ndarray:
-    """Standard error of X beta, (n,)."""
-    return np.sqrt(np.einsum("ij,jk,ik->i", X, vcov, X))
 
 
 def unseen_variance(z, group, factors, sigma: float) -> np.ndarray:

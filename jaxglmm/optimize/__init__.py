@@ -21,12 +21,17 @@ def value_grad_hess(objective):
     return fn
 
 
-def minimize(objective, x0, control) -> Minimum:
-    """Minimize with the optimizer that ``control.optimizer`` names or is."""
-    fn = value_grad_hess(objective)
+def minimize(objective, x0, control, fn=None, *, tol=None) -> Minimum:
+    """Minimize with the optimizer that ``control.optimizer`` names or is.
+
+    ``fn`` gives value, gradient and Hessian where a better way than differentiating
+    the objective is known; ``tol`` is a default for ``control.tol``.
+    """
+    fn = value_grad_hess(objective) if fn is None else fn
+    tol = control.tol if control.tol is not None else tol
     if control.optimizer == "newton":
         max_iter = 50 if control.max_iter is None else control.max_iter
-        return minimize_newton(fn, x0, max_iter=max_iter, tol=control.tol)
+        return minimize_newton(fn, x0, max_iter=max_iter, tol=tol)
     from jaxglmm.optimize.optax_loop import minimize_optax
 
     return minimize_optax(

@@ -1,0 +1,240 @@
+"""The cases: what is fitted, on which data, by whom.
+
+A row is a formula and a CSV file. Everything in it is plain data, so that it can be
+sent to any peer as JSON; adding a case means adding a :class:`Row` to ``ROWS`` and, if
+its data are new, a function that writes them.
+
+    y = 1 + x / 2 + b_g + e,    b_g ~ N(0, 1),  e ~ N(0, 1)      (groups, growth)
+"""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["ROWS", "NoDataError", "Row", "make_data", "select"]
+
+ROOT = Path(__file__).resolve().parent.parent
+SLEEPSTUDY = ROOT / "jaxglmm" / "data_sets" / "sleepstudy.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One case.
+
+    Parameters
+    ----------
+    name, family : str
+        ``--rows`` takes either; several rows may make up a family, such as ``growth``.
+    work : {"fit", "refit", "process"}
+        Fit one frame; refit many responses; start a process that prints a table.
+    response, fixed : str
+        Left side and fixed part of the formula.
+    random : tuple of (str, str)
+        Random terms as (effects, grouping factor).
+    data : str
+        Name of the data, see :func:`make_data`.
+    factors : tuple of str
+        Columns to be read as factors.
+    engines : tuple of str
+        Who can do this in reasonable time, jaxglmm's own engines first.
+    reml : bool
+    """
+
+    name: str
+    family: str
+    work: str = "fit"
+    response: str
+    fixed: str
+    random: tuple[tuple[str, str], ...]
+    data: str
+    factors: tuple[str, ...] = ()
+    engines: tuple[str, ...] = field(default=("jaxglmm",))
+    reml: bool = True
+
+    @property
+    def formula(self) -> str:
+        """The model as lme4 writes it."""
+        terms = [f"({effects} | {group})" for effects, group in self.random]
+        return f"{self.response} ~ " + " + ".join([self.fixed, *terms])
+
+
+_SLEEPSTUDY = {
+    "response": "Reaction",
+    "fixed": "Days",
+    "random": (("Days", "Subject"),),
+    "data": "sleepstudy",
+    "factors": ("Subject",),
+}
+_ONE_FACTOR = {"response": "y", "fixed": "x", "random": (("1", "g"),)}
+_GROWTH = (10_000, 100_000, 1_000_000)
+
+ROWS = (
+    Row(
+        name="sleepstudy",
+        family="sleepstudy",
+        engines=(
+            "jaxglmm", "jaxglmm-fit", "lme4", "glmmTMB", "glmm", "gpboost", "mixedlm",
+            "statsmodels",
+        ),
+        **_SLEEPSTUDY,
+    ),
+    Row(
+        name="insteval",
+        family="insteval",
+        response="y",
+        fixed="service",
+        random=(("1", "s"), ("1", "d"), ("1", "dept:service")),
+        data="insteval",
+        factors=("service", "s", "d", "dept"),
+        engines=("jaxglmm", "lme4", "glmmTMB", "glmm", "gpboost", "mixedlm"),
+    ),
+    Row(
+        name="groups",
+        family="groups",
+        data="one-factor-375000",
+        engines=("jaxglmm", "lme4", "glmmTMB", "glmm", "gpboost", "mixedlm"),
+        **_ONE_FACTOR,
+    ),
+    *(
+        Row(name=f"growth-{n}", family="growth", data=f"one-factor-{n}", **_ONE_FACTOR)
+        for n in _GROWTH
+    ),
+    Row(
+        name="process",
+        family="process",
+        work="process",
+        engines=(
+            "jaxglmm", "jaxglmm-first", "lme4", "glmmTMB", "glmm", "mixedlm",
+            "statsmodels",
+        ),
+        **_SLEEPSTUDY,
+    ),
+    Row(
+        name="vmap",
+        family="vmap",
+        work="refit",
+        engines=("jaxglmm", "lme4", "glmm", "mixedlm"),
+        **_SLEEPSTUDY,
+    ),
+)  # fmt: skip
+
+
+def select(names: list[str]) -> list[Row]:
+    """Rows by name or family, in the order of ``ROWS``."""
+    known = {r.name for r in ROWS} | {r.family for r in ROWS}
+    for name in names:
+        if name not in known:
+            families = ", ".join(dict.fromkeys(r.family for r in ROWS))
+            raise ValueError(f"no row {name!r}; there are {families}")
+    return [r for r in ROWS if r.name in names or r.family in names]
+
+
+# ---- data --------------------------------------------------------------------------
+
+
+class NoDataError(Exception):
+    """The data of a row are not here; the message says where to get them."""
+
+
+def make_data(row: Row, folder: Path, insteval: Path | None = None) -> dict[str, str]:
+    """Files of a row, made where they are not there yet.
+
+    Made in a process of its own: the runner stays small, because a child's peak memory
+    is never reported below its parent's.
+
+    Returns
+    -------
+    dict
+        ``data``, and ``responses`` for refits: a CSV file with a response per column.
+    """
+    if row.data == "insteval":
+        return {"data": str(insteval or _insteval(folder))}
+    if row.data == "sleepstudy":
+        files = {"data": str(SLEEPSTUDY)}
+        if row.work == "refit":
+            files["responses"] = str(_made("responses", folder))
+        return files
+    return {"data": str(_made(row.data, folder))}
+
+
+def _made(name: str, folder: Path) -> Path:
+    path = folder / f"{name}.csv"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        subprocess.run([sys.executable, __file__, name, str(path)], check=True)
+    return path
+
+
+def _insteval(folder: Path) -> Path:
+    """Find or export the lecture ratings of lme4, too large to bundle."""
+    path = folder / "insteval.csv.gz"
+    if path.exists():
+        return path
+    hint = "needs R with lme4 to export it, or --insteval FILE.csv.gz"
+    if shutil.which("Rscript") is None:
+        raise NoDataError(hint)
+    folder.mkdir(parents=True, exist_ok=True)
+    raw = folder / "insteval.csv"
+    code = (
+        'data("InstEval", package = "lme4"); '
+        f'write.csv(InstEval, "{raw.as_posix()}", row.names = FALSE)'
+    )
+    done = subprocess.run(["Rscript", "-e", code], capture_output=True)
+    if done.returncode != 0 or not raw.exists():
+        raise NoDataError(hint)
+    with raw.open("rb") as source, gzip.open(path, "wb") as target:
+        shutil.copyfileobj(source, target)
+    raw.unlink()
+    return path
+
+
+def _write_one_factor(n: int, path: Path) -> None:
+    """Rows in groups of three; the last group may be smaller."""
+    import numpy as np
+    import pandas as pd
+
+    rng = np.random.default_rng(20240501)
+    g = np.arange(n) // 3
+    x = rng.standard_normal(n)
+    b = rng.standard_normal(g[-1] + 1)
+    y = 1.0 + 0.5 * x + b[g] + rng.standard_normal(n)
+    _write(pd.DataFrame({"y": y, "x": x, "g": g}), path)
+
+
+def _write_responses(path: Path, n_fits: int = 1_000) -> None:
+    """Responses of sleepstudy, drawn at its REML estimates."""
+    import numpy as np
+    import pandas as pd
+
+    rng = np.random.default_rng(20240502)
+    frame = pd.read_csv(SLEEPSTUDY)
+    _, subject = np.unique(frame["Subject"], return_inverse=True)
+    days = frame["Days"].to_numpy(float)
+    covariance = np.array([[612.09, 9.604], [9.604, 35.072]])
+    shape = (n_fits, subject.max() + 1)
+    b = rng.multivariate_normal(np.zeros(2), covariance, size=shape)[:, subject]
+    e = 25.592 * rng.standard_normal((n_fits, len(days)))
+    y = 251.405 + 10.467 * days + b[..., 0] + b[..., 1] * days + e
+    _write(pd.DataFrame(y.T, columns=[f"y{i + 1}" for i in range(n_fits)]), path)
+
+
+def _write(frame, path: Path) -> None:
+    part = path.with_suffix(".part")
+    frame.to_csv(part, index=False)
+    part.replace(path)
+
+
+def _main(name: str, path: Path) -> None:
+    if name == "responses":
+        _write_responses(path)
+    else:
+        _write_one_factor(int(name.rpartition("-")[2]), path)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,178 @@
+"""The command line: ``jaxglmm fit DATA "FORMULA"``.
+
+DATA is the name of a bundled data set, a CSV or a Parquet file. Exit status 0: fitted
+and converged; 1: fitted but not converged (the table is printed all the same); 2: bad
+input, with one message and no traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["main"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="jaxglmm")
+def main() -> None:
+    """Mixed models on JAX."""
+
+
+@main.command()
+def data() -> None:
+    """List the bundled data sets."""
+    from jaxglmm import datasets
+
+    for name in datasets.names():
+        click.echo(f"{name:14s} {datasets.citation(name)}")
+
+
+@main.command()
+@click.argument("source", metavar="DATA")
+@click.argument("formula")
+@click.option("--family", default="gaussian", show_default=True)
+@click.option("--method", type=click.Choice(["REML", "ML"]), help="[default: REML]")
+@click.option("--weights", metavar="COLUMN", help="Prior weights.")
+@click.option("--offset", metavar="EXPR", help='Such as z, or "log(exposure)".')
+@click.option(
+    "--contrasts", metavar="NAME=KIND", multiple=True, help="Such as f=sum; repeatable."
+)
+@click.option(
+    "--factor", metavar="COLUMN", multiple=True, help="Treat as a factor; repeatable."
+)
+@click.option("--missing", type=click.Choice(["drop", "raise"]), default="drop")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print the tidy table as CSV.")
+@click.option(
+    "--save", type=click.Path(dir_okay=False), help="Write the JSON to a file too."
+)
+def fit(
+    source: str,
+    formula: str,
+    family: str,
+    method: str | None,
+    weights: str | None,
+    offset: str | None,
+    contrasts: tuple[str, ...],
+    factor: tuple[str, ...],
+    missing: str,
+    as_json: bool,
+    as_csv: bool,
+    save: str | None,
+) -> None:
+    """Fit FORMULA to DATA (a bundled name, a CSV or a Parquet file)."""
+    if as_json and as_csv:
+        raise click.UsageError("give --json or --csv, not both")
+    options = {
+        "family": family,
+        "method": method,
+        "weights": weights,
+        "offset": offset,
+        "contrasts": _pairs(contrasts),
+        "missing": missing,
+    }
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model = _fit(source, formula, factor, options)
+        for warning in caught:
+            click.echo(f"note: {warning.message}", err=True)
+        if save:
+            Path(save).write_text(json.dumps(as_record(model), indent=1) + "\n")
+    except (ValueError, OSError) as error:
+        click.echo(f"jaxglmm: {error}", err=True)
+        sys.exit(2)
+    if as_json:
+        click.echo(json.dumps(as_record(model), indent=1))
+    elif as_csv:
+        click.echo(model.tidy().to_csv(index=False), nl=False)
+    else:
+        click.echo(repr(model.summary()))
+    sys.exit(0 if model.converged else 1)
+
+
+def _pairs(given: tuple[str, ...]) -> dict[str, str] | None:
+    out = {}
+    for text in given:
+        name, equals, kind = text.partition("=")
+        if not (name and equals and kind):
+            raise click.UsageError(f"--contrasts takes NAME=KIND; found {text!r}")
+        out[name] = kind
+    return out or None
+
+
+def _fit(source: str, formula: str, factor: tuple[str, ...], options: dict) -> Any:
+    frame = _read(source)
+    from jaxglmm.model import glmm
+
+    for column in factor:
+        if column not in frame.columns:
+            raise ValueError(
+                f"--factor {column}: there is no such column; "
+                f"there are {', '.join(map(str, frame.columns))}"
+            )
+        frame[column] = frame[column].astype("category")
+    return glmm(formula, frame, **options)
+
+
+def _read(source: str) -> Any:
+    from jaxglmm import datasets
+
+    path = Path(source)
+    if source in datasets.names():
+        return datasets.load(source)
+    if not path.exists():
+        raise ValueError(
+            f"{source!r} is neither a file nor a bundled data set "
+            f"({', '.join(datasets.names())})"
+        )
+    import pandas as pd
+
+    if path.suffix.lower() in (".parquet", ".pq"):
+        try:
+            return pd.read_parquet(path)
+        except ImportError:
+            raise ValueError(
+                "reading Parquet needs pyarrow: pip install pyarrow"
+            ) from None
+    return pd.read_csv(path)
+
+
+def as_record(model: Any) -> dict[str, Any]:
+    """Everything a fit says, in plain JSON types (NaN as null)."""
+    glance = model.glance().iloc[0].to_dict()
+    record = {
+        "formula": model.formula,
+        **glance,
+        "verdict": str(model.status),
+        "n_groups": model.n_groups,
+        "fixef": model.fixef.to_dict(),
+        "se": model.se.to_dict(),
+        "vcov": model.vcov.to_numpy().tolist(),
+        "theta": model.theta.to_numpy().tolist(),
+        "varcorr": model.varcorr.to_dict(orient="records"),
+        "ranef": {
+            g: {str(level): row for level, row in zip(f.index, f.to_dict("records"))}
+            for g, f in model.ranef.items()
+        },
+        "notices": model.frame.notices,
+    }
+    return _plain(record)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and value != value:
+        return None
+    return value

@@ -1,0 +1,90 @@
+"""Columns of X that are combinations of earlier ones.
+
+Column j is left out where, with all columns scaled to length 1 and P the projection on
+the columns kept before it, |x_j - P x_j| <= 1e-7 |x_j|: R's rule and tolerance.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxglmm.errors import DataError
+
+__all__ = ["describe_dropped", "independent"]
+
+TOLERANCE = 1e-7  # R's: what is left of a column over the column
+
+
+def independent(X: np.ndarray, names: list[str]) -> np.ndarray:
+    """Mask (p,) of the columns that are not combinations of earlier ones.
+
+    A Cholesky factor of the Gram matrix clears the usual case in one pass; squaring
+    costs half the digits, so anything doubtful (a pivot below 1e-8) is decided on the
+    triangle of a QR factorization.
+
+    Raises
+    ------
+    DataError
+        If a column overflows.
+    """
+    if X.shape[1] == 0 or _clearly_independent(X):
+        return np.ones(X.shape[1], bool)
+    top = np.abs(X).max(axis=0)
+    if not np.isfinite(top).all():
+        j = int(np.argmax(~np.isfinite(top)))
+        raise DataError(
+            f"column {names[j]} of the fixed effects overflows. Rescale it."
+        )
+    return _independent_triangle(_triangle(X))
+
+
+def _clearly_independent(X: np.ndarray) -> bool:
+    with np.errstate(all="ignore"):
+        gram = X.T @ X
+        length = np.sqrt(np.diagonal(gram))
+        if not (length.min() > 1e-140 and np.isfinite(length).all()):
+            return False
+        try:
+            L = np.linalg.cholesky(gram / np.outer(length, length))
+        except np.linalg.LinAlgError:
+            return False
+        return bool(np.diagonal(L).min() > 1e-4)
+
+
+def _triangle(X: np.ndarray) -> np.ndarray:
+    """R of a QR factorization, the columns scaled to a largest value of 1."""
+    top = np.abs(X).max(axis=0)
+    return np.asarray(np.linalg.qr(X / np.where(top > 0, top, 1.0), mode="r"))
+
+
+def _independent_triangle(R: np.ndarray) -> np.ndarray:
+    """Gram-Schmidt over the columns of R in order, each projected twice."""
+    p = R.shape[1]
+    basis = np.empty((R.shape[0], 0))
+    keep = np.zeros(p, bool)
+    for j in range(p):
+        length = np.linalg.norm(R[:, j])
+        rest = R[:, j] / length if length > 0 else R[:, j]
+        for _ in range(2):
+            rest = rest - basis @ (basis.T @ rest)
+        left = np.linalg.norm(rest)
+        if length > 0 and left > TOLERANCE:
+            keep[j] = True
+            basis = np.column_stack([basis, rest / left])
+    return keep
+
+
+def describe_dropped(X: np.ndarray, keep: np.ndarray, names: list[str]) -> str:
+    """Say which columns were left out, and which ones they are combinations of."""
+    kept, dropped = np.flatnonzero(keep), np.flatnonzero(~keep)
+    R = _triangle(X[:, [*kept, *dropped[:5]]])
+    k = len(kept)
+    reasons = []
+    for j, beta in zip(dropped, np.linalg.solve(R[:k, :k], R[:k, k:]).T):
+        large = np.abs(beta) > 1e-6 * np.abs(beta).max(initial=0.0)
+        parts = [names[i] for i in kept[large][:6]]
+        what = f"a combination of {', '.join(parts)}" if parts else "zero everywhere"
+        reasons.append(f"{names[j]} is {what}")
+    more = "; ..." if len(dropped) > 5 else ""
+    count = f"{len(dropped)} collinear column{'s' * (len(dropped) != 1)}"
+    return f"dropped {count} of the fixed effects: {'; '.join(reasons)}{more}."

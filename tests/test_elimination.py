@@ -1,0 +1,184 @@
+"""Blocked elimination against dense NumPy, on every engine."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxglmm as jg
+from jaxglmm import plan
+from jaxglmm.crossed import applies, crossed_value_grad_hess
+from jaxglmm.crossproducts import cross_products
+from jaxglmm.elimination import conditional_covariances, conditional_modes, split_terms
+from jaxglmm.lmm import profile, profiled_objective
+from jaxglmm.optimize import value_grad_hess
+
+N = 240
+
+
+def columns(rng, k):
+    """An intercept and k - 1 covariates of very different scale."""
+    scales = 10.0 ** rng.uniform(-2, 2, k - 1)
+    return np.column_stack([np.ones(N), rng.normal(size=(N, k - 1)) * scales])
+
+
+def groups(rng):
+    a = rng.integers(0, 5, N)
+    b = a * 4 + rng.integers(0, 4, N)
+    c = b * 3 + rng.integers(0, 3, N)
+    return {"a": a, "b": b, "c": c, "x": rng.integers(0, 7, N), "v": rng.integers(0, 6, N)}
+
+
+MODELS = {
+    "one factor, slope": [(2, "a")],
+    "two terms, one factor": [(1, "a"), (2, "a")],
+    "nested twice": [(2, "c"), (1, "b"), (2, "a")],
+    "crossed slopes": [(1, "b"), (2, "x")],
+    "nested and crossed": [(2, "c"), (1, "b"), (1, "a"), (2, "x"), (1, "v")],
+    "five effects": [(5, "b")],
+}
+
+
+def make(rng, spec):
+    codes = groups(rng)
+    terms = tuple(jg.Term(jnp.asarray(columns(rng, k)), jnp.asarray(codes[g])) for k, g in spec)
+    return jg.Design(
+        y=jnp.asarray(rng.normal(size=N)),
+        X=jnp.asarray(columns(rng, 3)),
+        terms=terms,
+        weights=jnp.asarray(rng.uniform(0.5, 2.0, N)),
+        offset=jnp.asarray(rng.normal(size=N)),
+    )
+
+
+def dense(design, theta, beta, sigma):
+    """Log-likelihoods, GLS beta, modes and their covariance from n x n matrices."""
+    V = np.diag(1.0 / np.asarray(design.weights))
+    Zs, Qs, start = [], [], 0
+    for t in design.terms:
+        cols, rows = np.triu_indices(t.k)
+        Lam = np.zeros((t.k, t.k))
+        Lam[rows, cols] = theta[start : start + len(rows)]
+        start += len(rows)
+        Z = np.zeros((N, t.n_levels * t.k))
+        for j in range(t.k):
+            Z[np.arange(N), np.asarray(t.group) * t.k + j] = t.z[:, j]
+        Q = np.kron(np.eye(t.n_levels), Lam @ Lam.T)
+        V = V + Z @ Q @ Z.T
+        Zs.append(Z)
+        Qs.append(Q)
+    Z = np.hstack(Zs)
+    Q = np.zeros((Z.shape[1],) * 2)
+    at = 0
+    for block in Qs:
+        Q[at : at + len(block), at : at + len(block)] = block
+        at += len(block)
+    X, y = np.asarray(design.X), np.asarray(design.y - design.offset)
+    Vi = np.linalg.inv(V)
+    XVX = X.T @ Vi @ X
+    gls = np.linalg.solve(XVX, X.T @ Vi @ y)
+    log_w = np.linalg.slogdet(V)[1]
+    r, r_hat, p = y - X @ beta, y - X @ gls, X.shape[1]
+    ml = -0.5 * (N * np.log(2 * np.pi * sigma**2) + log_w + r @ Vi @ r / sigma**2)
+    reml = -0.5 * (
+        (N - p) * np.log(2 * np.pi * sigma**2)
+        + log_w
+        + np.linalg.slogdet(XVX)[1]
+        + r_hat @ Vi @ r_hat / sigma**2
+    )
+    return ml, reml, gls, Q @ Z.T @ Vi @ r_hat, Q - Q @ Z.T @ Vi @ Z @ Q
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "pairs"])
+@pytest.mark.parametrize("name", MODELS)
+def test_against_dense_matrices(rng, monkeypatch, name, sparse):
+    if sparse:  # force the pair lists that only large designs use
+        monkeypatch.setattr(plan, "_DENSE_WORK", 0.0)
+        monkeypatch.setattr(plan, "_PAIR_COST", 1e-9)
+    design = make(rng, MODELS[name])
+    assert (design.plan.pairs is not None) == (sparse and "crossed" in name)
+    theta, beta, sigma = rng.normal(size=design.n_theta), rng.normal(size=3), 0.7
+    ml, reml, gls, modes, cov = dense(design, theta, beta, sigma)
+    params = jg.Params(jnp.asarray(beta), jnp.asarray(theta), jnp.asarray(sigma))
+    np.testing.assert_allclose(jg.loglik(params, design, method="ML"), ml, rtol=1e-9)
+    np.testing.assert_allclose(jg.loglik(params, design, method="REML"), reml, rtol=1e-9)
+    cp, units = jax.jit(cross_products)(design)
+    inner = jnp.asarray(theta) * units.theta_scale
+    at, done = profile(inner, cp, design.layout, jnp.asarray(1.0))
+    np.testing.assert_allclose(units.b0 + units.s * (units.T @ at.beta), gls, rtol=1e-8)
+    b = split_terms(conditional_modes(inner, done, at.beta, cp, design.layout), design.layout)
+    ours = np.concatenate([np.ravel(units.s * v / z[None]) for v, z in zip(b, units.z_scale)])
+    np.testing.assert_allclose(ours, modes, atol=1e-8 * np.abs(modes).max())
+    check_covariances(design, conditional_covariances(inner, done, cp, design.layout), units, cov)
+
+
+def check_covariances(design, ours, units, cov):
+    sizes = [t.k * t.n_levels for t in design.terms]
+    first = np.concatenate([[0], np.cumsum(sizes)])
+    for block, values in zip(design.layout.blocks, ours):
+        scale = np.concatenate([units.z_scale[t] for t in block.terms])
+        for j in range(block.n_levels):
+            at = np.concatenate(
+                [first[t] + j * design.terms[t].k + np.arange(design.terms[t].k) for t in block.terms]
+            )
+            expected = cov[np.ix_(at, at)]
+            found = np.asarray(values[j]) / (scale[:, None] * scale[None, :])
+            np.testing.assert_allclose(found, expected, atol=1e-7 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("reml", [0.0, 1.0])
+@pytest.mark.parametrize("leaf", [1, 2])
+def test_closed_form_hessian_of_crossed_designs(rng, monkeypatch, leaf, reml):
+    monkeypatch.setattr(plan, "_DENSE_WORK", 0.0)
+    monkeypatch.setattr(plan, "_PAIR_COST", 1e-9)
+    design = make(rng, [(leaf, "c"), (1, "x"), (1, "v")])
+    cp, _ = jax.jit(cross_products)(design)
+    layout = design.layout
+    assert applies(cp, layout)
+    theta = jnp.asarray(rng.uniform(0.3, 1.5, design.n_theta))
+
+    def objective(theta):
+        return profiled_objective(theta, cp, layout, jnp.asarray(reml))
+
+    ours = crossed_value_grad_hess(cp, layout, jnp.asarray(reml))(theta)
+    exact = value_grad_hess(objective)(theta)
+    for a, b in zip(ours, exact):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_nesting_is_seen_in_the_codes(rng):
+    design = make(rng, MODELS["nested and crossed"])
+    layout = design.layout
+    assert layout.n_chain == 3
+    assert [b.n_levels for b in layout.chain] == [60, 20, 5]
+    assert sorted(b.n_levels for b in layout.tail) == [6, 7]
+
+
+def test_row_order_and_level_labels_do_not_matter(rng):
+    design = make(rng, MODELS["crossed slopes"])
+    order = rng.permutation(N)
+    terms = []
+    for t in design.terms:
+        relabel = jnp.asarray(rng.permutation(t.n_levels))
+        terms.append(jg.Term(t.z[order], relabel[t.group][order]))
+    other = jg.Design(
+        design.y[order], design.X[order], tuple(terms), design.weights[order], design.offset[order]
+    )
+    theta = jnp.asarray(rng.normal(size=design.n_theta))
+    params = jg.Params(jnp.ones(3), theta, jnp.asarray(0.5))
+    np.testing.assert_allclose(jg.loglik(params, design), jg.loglik(params, other), rtol=1e-11)
+
+
+def test_rows_of_weight_zero_do_not_count(rng):
+    design = make(rng, MODELS["nested twice"])
+    keep = np.arange(N) < 180
+    masked = design.replace(weights=design.weights * keep, y=jnp.where(keep, design.y, 1e3))
+    terms = tuple(jg.Term(t.z[keep], t.group[keep], t.n_levels) for t in design.terms)
+    short = jg.Design(
+        design.y[keep], design.X[keep], terms, design.weights[keep], design.offset[keep]
+    )
+    theta = jnp.asarray(rng.normal(size=design.n_theta))
+    params = jg.Params(jnp.ones(3), theta, jnp.asarray(0.5))
+    for method in ("ML", "REML"):
+        a, b = (jg.loglik(params, d, method=method) for d in (masked, short))
+        np.testing.assert_allclose(a, b, rtol=1e-11)

@@ -1,0 +1,311 @@
+"""The functional door: jit, vmap, derivatives through the fit, starts, verdicts."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxglmm as jg
+from jaxglmm.errors import Status
+
+FORMULAS = {
+    "slope": ("sleepstudy", "Reaction ~ Days + (Days | Subject)"),
+    "uncorrelated": ("sleepstudy", "Reaction ~ Days + (Days || Subject)"),
+    "nested": ("pastes", "strength ~ 1 + (1 | batch/cask)"),
+    "crossed": ("penicillin", "diameter ~ 1 + (1 | plate) + (1 | sample)"),
+}
+
+
+def make(name):
+    data, formula = FORMULAS[name]
+    design = jg.design(formula, jg.datasets.load(data))
+    n = design.n_obs
+    rng = np.random.default_rng(5)
+    return design.replace(
+        weights=jnp.asarray(rng.uniform(0.5, 2.0, n)), offset=jnp.asarray(rng.normal(size=n))
+    )
+
+
+def test_jit_equals_eager_and_door_one(sleep_design, sleepstudy):
+    jitted = jax.jit(jg.fit)(sleep_design)
+    with jax.disable_jit(False):
+        eager = jg.fit(sleep_design)
+    model = jg.glmm("Reaction ~ Days + (Days | Subject)", sleepstudy)
+    for other in (eager, model.fit):
+        np.testing.assert_allclose(jitted.objective, other.objective, rtol=1e-13)
+        np.testing.assert_allclose(jitted.params.theta, other.params.theta, rtol=1e-8)
+        np.testing.assert_allclose(jitted.u[0], other.u[0], atol=1e-8)
+    np.testing.assert_allclose(jitted.objective, 1743.628271959, atol=1e-8)
+
+
+def test_fit_traces_once(sleep_design):
+    traces = []
+
+    @jax.jit
+    def f(y):
+        traces.append(1)
+        return jg.fit(sleep_design.replace(y=y)).objective
+
+    for shift in range(3):
+        f(sleep_design.y + shift)
+    assert len(traces) == 1
+
+
+def test_conditional_modes_solve_hendersons_equations(sleep_design):
+    res = jax.jit(jg.fit)(sleep_design)
+    X, t = np.asarray(sleep_design.X), sleep_design.terms[0]
+    Z = np.zeros((180, 36))
+    for j in range(2):
+        Z[np.arange(180), np.asarray(t.group) * 2 + j] = t.z[:, j]
+    theta = np.asarray(res.params.theta)
+    Lam = np.kron(np.eye(18), [[theta[0], 0.0], [theta[1], theta[2]]])
+    A = np.block(
+        [[X.T @ X, X.T @ Z @ Lam], [Lam.T @ Z.T @ X, Lam.T @ Z.T @ Z @ Lam + np.eye(36)]]
+    )
+    right = np.concatenate([X.T, Lam.T @ Z.T]) @ np.asarray(sleep_design.y)
+    solution = np.linalg.solve(A, right)
+    np.testing.assert_allclose(res.params.beta, solution[:2], rtol=1e-10)
+    np.testing.assert_allclose(np.ravel(res.u[0]), solution[2:], atol=1e-8)
+    np.testing.assert_allclose(np.ravel(res.b[0]), Lam @ solution[2:], atol=1e-8)
+
+
+# ---- derivatives -------------------------------------------------------------------
+
+
+def outputs(res):
+    """A number of every kind that a fit returns."""
+    return jnp.concatenate(
+        [
+            res.params.beta,
+            res.params.theta,
+            res.params.sigma[None],
+            res.loglik[None],
+            res.b[0][:1].ravel(),
+            res.vcov_beta[:1, 0],
+        ]
+    )
+
+
+def shifted(design, what, step):
+    return design.replace(**{what: getattr(design, what) + step})
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("what", ["y", "weights", "offset", "X"])
+def test_derivatives_through_the_fit(name, what):
+    design = make(name)
+    rng = np.random.default_rng(3)
+    value = getattr(design, what)
+    direction = jnp.asarray(rng.normal(size=value.shape))
+    if what == "X":
+        direction = direction.at[:, 0].set(0.0)  # leave the intercept alone
+        if value.shape[1] == 1:
+            direction = jnp.asarray(rng.normal(size=value.shape))
+    size = {"y": float(jnp.std(value)) * 1e-5, "weights": 1e-5, "offset": 1e-4, "X": 1e-5}[what]
+
+    @jax.jit
+    def f(t):
+        return outputs(jg.fit(shifted(design, what, t * direction)))
+
+    # central differences of refits, extrapolated once
+    near = (f(size) - f(-size)) / (2 * size)
+    far = (f(2 * size) - f(-2 * size)) / (4 * size)
+    expected = (4 * near - far) / 3
+    scale = jnp.maximum(jnp.abs(expected), 1e-3 * jnp.max(jnp.abs(expected)))
+    forward = jax.jit(jax.jacfwd(f))(0.0)
+    np.testing.assert_allclose((forward - expected) / scale, 0.0, atol=1e-5)
+    reverse = jax.jit(jax.jacrev(f))(0.0)
+    np.testing.assert_allclose((reverse - forward) / scale, 0.0, atol=1e-9)
+
+
+def test_second_derivative_through_the_fit():
+    design = make("slope")
+    direction = jnp.asarray(np.random.default_rng(3).normal(size=design.n_obs))
+
+    def f(t):
+        return outputs(jg.fit(design.replace(y=design.y + t * direction)))
+
+    slope = jax.jit(jax.jacfwd(f))
+    h = 1e-3
+    expected = (slope(h) - slope(-h)) / (2 * h)
+    found = jax.jit(jax.jacfwd(jax.jacfwd(f)))(0.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_boundary_parameters_are_held_fixed():
+    design = jg.design("Yield ~ 1 + (1 | Batch)", jg.datasets.dyestuff2())
+    jacobian = jax.jit(jax.jacfwd(lambda y: jg.fit(design.replace(y=y)).params.theta))(design.y)
+    np.testing.assert_allclose(jacobian, 0.0, atol=1e-10)
+    # what remains is ordinary least squares: the mean
+    slope = jax.jit(jax.grad(lambda y: jg.fit(design.replace(y=y)).params.beta[0]))(design.y)
+    np.testing.assert_allclose(slope, 1.0 / 30.0, rtol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["ML", "REML"])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_loglik_hessian(name, method):
+    design = make(name)
+    res = jax.jit(jg.fit)(design)
+    flat, unravel = jax.flatten_util.ravel_pytree(res.params)
+    flat = flat * 1.05 + 0.01
+
+    def f(x):
+        return jg.loglik(unravel(x), design, method=method)
+
+    gradient = jax.jit(jax.grad(f))
+    hessian = jax.jit(jax.hessian(f))(flat)
+    for i in range(len(flat)):
+        h = 1e-5 * jnp.maximum(1.0, jnp.abs(flat[i]))
+        e = jnp.zeros_like(flat).at[i].set(h)
+        expected = (gradient(flat + e) - gradient(flat - e)) / (2 * h)
+        np.testing.assert_allclose(
+            hessian[i], expected, rtol=1e-5, atol=1e-6 * float(jnp.max(jnp.abs(hessian)))
+        )
+        slope = (f(flat + e) - f(flat - e)) / (2 * h)
+        np.testing.assert_allclose(gradient(flat)[i], slope, rtol=1e-5, atol=1e-4)
+
+
+# ---- starts and verdicts -----------------------------------------------------------
+
+
+def perfect_correlation():
+    """Slopes that are a multiple of the intercepts, with noise: a correlation of one."""
+    rng = np.random.default_rng(11)
+    g = np.repeat(np.arange(15), 8)
+    x = np.tile(np.arange(8.0), 15)
+    u = rng.normal(size=15)
+    y = 1.0 + 0.5 * x + u[g] * (1.0 + 0.4 * x) + rng.normal(size=120)
+    X = np.column_stack([np.ones(120), x])
+    X, y, g = (jnp.asarray(v) for v in (X, y, g))
+    return jg.Design(y=y, X=X, terms=(jg.Term(X, g),))
+
+
+STARTS = {
+    "sleepstudy": lambda: jg.design(FORMULAS["slope"][1], jg.datasets.sleepstudy()),
+    "pastes": lambda: jg.design(FORMULAS["nested"][1], jg.datasets.pastes()),
+    "penicillin": lambda: jg.design(FORMULAS["crossed"][1], jg.datasets.penicillin()),
+    "dyestuff2": lambda: jg.design("Yield ~ 1 + (1 | Batch)", jg.datasets.dyestuff2()),
+    "correlation of one": perfect_correlation,
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_500_random_starts_reach_one_optimum(name):
+    design = STARTS[name]()
+    singular = name in ("dyestuff2", "correlation of one")
+    rng = np.random.default_rng(1)
+    m = design.n_theta
+    sizes = 10.0 ** rng.uniform(-2, 1, (500, m))
+    starts = jnp.asarray(sizes * rng.choice([-1.0, 1.0], (500, m)))
+    control = jg.Control(max_iter=100)
+    fits = jax.jit(jax.vmap(lambda s: jg.fit(design, start=s, control=control)))(starts)
+    assert bool(jnp.all(fits.converged)), np.unique(fits.status, return_counts=True)
+    best = float(jnp.min(fits.objective))
+    np.testing.assert_allclose(fits.objective, best, atol=1e-7)
+    expected = Status.BOUNDARY if singular else Status.CONVERGED
+    assert set(np.asarray(fits.status).tolist()) == {int(expected)}
+    np.testing.assert_allclose(
+        fits.params.beta, np.broadcast_to(fits.params.beta[0], fits.params.beta.shape), rtol=1e-5
+    )
+
+
+def test_a_fit_started_at_the_saddle_leaves_it(sleep_design):
+    res = jax.jit(lambda d: jg.fit(d, start=jnp.zeros(3)))(sleep_design)
+    assert int(res.status) == Status.CONVERGED
+    np.testing.assert_allclose(res.objective, 1743.628271959, atol=1e-7)
+
+
+def test_duplicated_term_is_not_identified(sleepstudy):
+    design = jg.design("Reaction ~ Days + (1 | Subject) + (1 | Subject)", sleepstudy)
+    res = jax.jit(jg.fit)(design)
+    assert int(res.status) == Status.NOT_IDENTIFIED
+    assert not bool(res.converged)
+
+
+def test_collinear_columns_get_a_status(sleep_design):
+    X = jnp.column_stack([sleep_design.X, 2.0 * sleep_design.X[:, 1]])
+    res = jax.jit(jg.fit)(sleep_design.replace(X=X))
+    assert int(res.status) == Status.NOT_IDENTIFIED
+    np.testing.assert_allclose(res.objective, jg.fit(sleep_design).objective, rtol=1e-10)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-4, 1e4, 1e9])
+def test_scale_of_covariates_does_not_matter(sleep_design, scale):
+    factor = jnp.array([1.0, scale])
+    term = sleep_design.terms[0]
+    scaled = sleep_design.replace(
+        X=sleep_design.X * factor[None],
+        terms=(jg.Term(term.z * factor[None], term.group, term.n_levels),),
+    )
+    fit = jax.jit(jg.fit)
+    a, b = fit(sleep_design), fit(scaled)
+    np.testing.assert_allclose(b.params.beta * factor, a.params.beta, rtol=1e-8)
+    power = jnp.array([1.0, scale, scale])
+    np.testing.assert_allclose(b.params.theta * power, a.params.theta, rtol=1e-6)
+    np.testing.assert_allclose(b.objective + 2 * np.log(1 / scale), a.objective, rtol=1e-9)
+
+
+def test_float32_is_announced_and_agrees_loosely():
+    from jaxglmm.fitting import _warn_float32
+
+    _warn_float32.cache_clear()
+    design = jg.design(FORMULAS["slope"][1], jg.datasets.sleepstudy())
+
+    def single(x):
+        return x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    small = jax.tree.map(single, design)
+    with pytest.warns(jg.NoticeWarning, match="float32"):
+        res = jg.fit(small)
+    assert res.params.beta.dtype == jnp.float32
+    np.testing.assert_allclose(res.params.beta, [251.405, 10.467], rtol=1e-3)
+    assert bool(res.converged)
+
+
+# ---- batches -----------------------------------------------------------------------
+
+
+def test_vmap_equals_the_loop(sleep_design):
+    fit = jax.jit(jg.fit)
+    truth = fit(sleep_design)
+    keys = jax.random.split(jax.random.key(4), 1000)
+    ys = jax.jit(jax.vmap(lambda k: jg.simulate(k, truth.params, sleep_design)))(keys)
+    lanes = jax.jit(jax.vmap(lambda y: jg.fit(sleep_design.replace(y=y))))(ys)
+    singles = [fit(sleep_design.replace(y=y)) for y in ys]
+    loop = jax.tree.map(lambda *v: jnp.stack(v), *singles)
+    np.testing.assert_array_equal(lanes.status, loop.status)
+    np.testing.assert_allclose(lanes.objective, loop.objective, rtol=1e-8)
+    np.testing.assert_allclose(lanes.params.beta, loop.params.beta, rtol=1e-8)
+    np.testing.assert_allclose(lanes.params.sigma, loop.params.sigma, rtol=1e-8)
+    np.testing.assert_allclose(lanes.params.theta, loop.params.theta, rtol=1e-8, atol=1e-8)
+    assert bool(jnp.all(lanes.converged))
+    assert int(jnp.sum(lanes.status == Status.BOUNDARY)) > 0
+
+
+BATCH = """
+    import jax, jax.numpy as jnp, jaxglmm as jg
+    with jax.enable_x64(True):
+        d = jg.design("{formula}", jg.datasets.load("{data}"))
+        ys = d.y[None] + jax.random.normal(jax.random.key(0), ({lanes}, d.n_obs), d.y.dtype)
+        out = jax.jit(jax.vmap(lambda y: jg.fit(d.replace(y=y))))(ys)
+        print(bool(jnp.all(out.converged)))
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize(("name", "lanes"), [("slope", 1000), ("crossed", 200)])
+def test_batches_return_whatever_the_threads(threads, name, lanes):
+    data, formula = FORMULAS[name]
+    code = textwrap.dedent(BATCH.format(formula=formula, data=data, lanes=lanes))
+    flags = f"--xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'}"
+    env = {**os.environ, "XLA_FLAGS": flags, "OMP_NUM_THREADS": str(threads)}
+    env |= {"NPROC": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert out.stdout.strip() == "True", out.stderr[-2000:]

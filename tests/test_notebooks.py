@@ -1,0 +1,71 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.py"))
+
+# figures a notebook draws at least, and numbers it must reach: name -> value, atol
+EXPECTED = {
+    "01_quickstart": (
+        2,
+        {
+            "objective": (1743.6283, 1e-3),  # lme4 1.1.31
+            "float(m.fixef['Days'])": (10.4673, 1e-3),
+            "float(m.se['Days'])": (1.5458, 1e-3),
+            "int(boundary.is_singular)": (1, 0),
+            "float(simulated_se)": (1.5458, 0.25),  # 200 fits: 3 standard errors
+            "int(np.isin(status, [0, 1]).sum())": (200, 0),
+            "float(balance_error)": (0.0, 1e-12),
+            "float(agreement)": (1.0, 0.01),
+            "int(np.argmax(np.abs(influence)) == np.argmax(np.abs(refitted)))": (1, 0),
+        },
+    ),
+}
+
+# a clean interpreter per notebook: jaxglmm's own settings, no test's
+SCRIPT = """
+import json, runpy, sys
+path, names = sys.argv[1], json.loads(sys.argv[2])
+values = runpy.run_path(path)
+import jax
+import matplotlib.pyplot as plt
+sizes = [len(plt.figure(i).axes) for i in plt.get_fignums()]
+found = {name: eval(name, values) for name in names}
+state = bool(jax.config.jax_enable_x64)
+print("\\n" + json.dumps({"axes": sizes, "found": found, "x64": state}))
+"""
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_runs_draws_and_reaches_its_numbers(path):
+    n_figures, numbers = EXPECTED.get(path.stem, (1, {}))
+    environment = dict(os.environ, MPLBACKEND="Agg")
+    environment.pop("JAX_ENABLE_X64", None)
+    command = [sys.executable, "-W", "error::UserWarning", "-c", SCRIPT]
+    done = subprocess.run(
+        [*command, str(path), json.dumps(list(numbers))], env=environment, timeout=240,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert len(result["axes"]) >= n_figures
+    assert min(result["axes"]) >= 1
+    assert not result["x64"], "a notebook leaves the global float64 flag alone"
+    for name, (value, atol) in numbers.items():
+        np.testing.assert_allclose(
+            result["found"][name], value, rtol=0, atol=atol, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_starts_with_a_title_and_ends_with_what_was_learned(path):
+    cells = path.read_text().split("# %%")
+    assert cells[1].startswith(" [markdown]\n# # ")
+    assert "# ## What was learned" in cells[-1]
+    assert "$$" in cells[1], "starts from the model in maths"
