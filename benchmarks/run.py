@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
-import json
 import math
 import os
 import platform
@@ -23,10 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -34,11 +30,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from rows import ROOT, ROWS, SLEEPSTUDY, NoDataError, Row, make_data, select  # noqa: E402
+from rows import ROWS, SLEEPSTUDY, NoDataError, Row, make_data, select  # noqa: E402
+from workers import OURS, EngineError, Worker, scratch_environment, wait  # noqa: E402
 
 PEERS = ("lme4", "glmmTMB", "glmm", "gpboost", "mixedlm", "statsmodels")
-R_PEERS = ("lme4", "glmmTMB")
-OURS = "jaxglmm"
 
 
 @dataclass
@@ -92,113 +87,6 @@ class Options:
         return [e for e in row.engines if e.startswith(OURS) or e in self.peers]
 
 
-class EngineError(Exception):
-    """An engine gave no answer; the message is its status."""
-
-
-# ---- one process per engine --------------------------------------------------------
-
-
-@contextmanager
-def scratch_environment() -> Iterator[dict[str, str]]:
-    """Environment with an empty folder for compiled programs, and this checkout."""
-    with tempfile.TemporaryDirectory() as folder:
-        environment = dict(os.environ, JAXGLMM_CACHE_DIR=folder, PYTHONHASHSEED="0")
-        for name in ("JAX_COMPILATION_CACHE_DIR", "JAXGLMM_CACHE", "JAX_ENABLE_X64"):
-            environment.pop(name, None)
-        paths = [str(ROOT), environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
-        yield environment
-
-
-class Worker:
-    """An engine's process, asked one line at a time."""
-
-    def __init__(self, engine: str, options: Options, environment: dict[str, str]):
-        self.timeout = options.timeout
-        self.spent = 0.0
-        self.expired = False
-        self.errors = tempfile.TemporaryFile("w+")
-        try:
-            self.process = subprocess.Popen(
-                _worker_command(engine, options), stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, stderr=self.errors, text=True,
-                env=environment if engine.startswith(OURS) else None,
-            )  # fmt: skip
-        except OSError as error:
-            self.errors.close()
-            raise EngineError("not installed") from error
-
-    def ask(self, request: dict) -> dict:
-        """Send one record and wait for the answer."""
-        timer = threading.Timer(self.timeout, self._expire)
-        timer.start()
-        start = time.perf_counter()
-        try:
-            assert self.process.stdin is not None
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-            return self._answer()
-        except BrokenPipeError:
-            raise EngineError(self._complaint()) from None
-        finally:
-            timer.cancel()
-            self.spent += time.perf_counter() - start
-
-    def _answer(self) -> dict:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                return json.loads(line)
-        raise EngineError(self._complaint())
-
-    def _expire(self) -> None:
-        self.expired = True
-        self.process.kill()
-
-    def _complaint(self) -> str:
-        if self.expired:
-            return f"no answer in {self.timeout:g} s"
-        self.errors.seek(0)
-        lines = [x.strip() for x in self.errors if x.strip()]
-        return "failed: " + (lines[-1][:200] if lines else "no message")
-
-    def stop(self) -> float | None:
-        """Peak memory of the process in MB."""
-        for stream in (self.process.stdin, self.process.stdout):
-            assert stream is not None
-            try:
-                stream.close()
-            except BrokenPipeError:
-                pass
-        self.errors.close()
-        return _wait(self.process, self.timeout)[1]
-
-
-def _worker_command(engine: str, options: Options) -> list[str]:
-    folder = HERE / "peers"
-    if engine.startswith(OURS):
-        return [sys.executable, str(folder / "jaxglmm_engines.py")]
-    if engine in R_PEERS:
-        return ["Rscript", "--vanilla", str(folder / "r_peers.R")]
-    return [options.peer_python, str(folder / "python_peers.py")]
-
-
-def _wait(process: subprocess.Popen, timeout: float) -> tuple[int, float | None]:
-    """Exit status and peak memory in MB of a process that is about to end."""
-    timer = threading.Timer(timeout, process.kill)
-    timer.start()
-    try:
-        if not hasattr(os, "wait4"):
-            return process.wait(), None
-        _, status, usage = os.wait4(process.pid, 0)
-    finally:
-        timer.cancel()
-    process.returncode = os.waitstatus_to_exitcode(status)
-    unit = 1e6 if sys.platform == "darwin" else 1e3
-    return process.returncode, usage.ru_maxrss / unit
-
-
 # ---- rows that fit -----------------------------------------------------------------
 
 
@@ -241,7 +129,9 @@ def _start(record, row, files, options, environment, workers) -> None:
     }  # fmt: skip
     worker = None
     try:
-        worker = Worker(record.engine, options, environment)
+        worker = Worker(
+            record.engine, options.peer_python, options.timeout, environment
+        )
         answer = worker.ask(request)
     except EngineError as error:
         record.status = str(error)
@@ -320,7 +210,8 @@ def _table_command(engine: str, row: Row, options: Options) -> list[str]:
         "lme4": f"suppressMessages(library(lme4)); print(summary(lmer({formula}, "
         "sleepstudy)))",
         "glmmTMB": "suppressMessages(library(glmmTMB)); "
-        f"print(summary(glmmTMB({formula}, read.csv('{file}'), REML = TRUE)))",
+        f"m <- glmmTMB({formula}, read.csv('{file}'), REML = TRUE); "
+        "print(summary(m)); cat('REML criterion:', -2 * logLik(m))",
     }
     if engine in python:
         return [options.peer_python, "-c", python[engine]]
@@ -340,7 +231,7 @@ def _timed(record: Record, command: list[str], options, environment) -> float | 
         except OSError:
             record.status = "not installed"
             return None
-        code, memory = _wait(process, options.timeout)
+        code, memory = wait(process, options.timeout)
         took = time.perf_counter() - start
         out.seek(0)
         errors.seek(0)

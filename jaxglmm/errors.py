@@ -36,7 +36,7 @@ class DesignError(JaxGLMMError, ValueError):
 
 
 class NoticeWarning(UserWarning):
-    """Something was changed on the user's behalf: a column or a row was dropped."""
+    """Something was changed on the user's behalf: a column was dropped, or float32 met."""
 
 
 class ConvergenceWarning(UserWarning):

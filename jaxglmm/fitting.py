@@ -351,7 +351,7 @@ def to_user_units(raw: Raw, units: Units, layout: Layout) -> Fit:
     b = tuple(units.s * v / z[None] for v, z in zip(raw.b, units.z_scale))
     ok = (raw.status == int(Status.CONVERGED)) | (raw.status == int(Status.BOUNDARY))
     aliased = (units.aliased.sum() > 0) & ok
-    status = raw.status + aliased * (int(Status.NOT_IDENTIFIED) - raw.status)
+    gap = (int(Status.NOT_IDENTIFIED) - raw.status) * aliased.astype(raw.status.dtype)
     return Fit(
         params=Params(beta=beta, theta=raw.theta / units.theta_scale, sigma=sigma),
         u=tuple(units.s * v for v in raw.u),
@@ -361,7 +361,7 @@ def to_user_units(raw: Raw, units: Units, layout: Layout) -> Fit:
         grad=raw.minimum.grad * scale,
         hess=raw.minimum.hess * scale[:, None] * scale[None, :],
         vcov_beta=vcov,
-        status=status,
+        status=raw.status + gap,
         converged=ok & ~aliased,
         is_singular=raw.is_singular,
         decrement=raw.minimum.decrement,

@@ -31,7 +31,7 @@ def runner():
         yield module
     finally:
         sys.path[:] = [p for p in sys.path if p != str(FOLDER)]
-        for name in ("run", "rows"):
+        for name in ("run", "rows", "workers"):
             sys.modules.pop(name, None)
 
 

@@ -72,6 +72,7 @@ def _lanes(request: dict) -> Job:
     """All responses at once, in one compiled program."""
     import jax
     import jax.numpy as jnp
+    import numpy as np
     import pandas as pd
 
     import jaxglmm as jg
@@ -93,7 +94,8 @@ def _lanes(request: dict) -> Job:
 
     return Job(
         call=call,
-        objective=lambda fit: fit.objective[:_COMPARED].mean(),
+        # NumPy: a JAX array would fall to float32 outside the float64 block
+        objective=lambda fit: np.asarray(fit.objective)[:_COMPARED].mean(),
         n=len(frame),
         fits=len(table),
         note=lambda fit: f"{int((~fit.converged).sum())} of {len(table)} not converged",

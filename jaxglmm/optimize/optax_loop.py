@@ -106,7 +106,8 @@ def minimize_optax(
         x0, jnp.asarray(jnp.inf, x0.dtype), jnp.zeros_like(x0), transform.init(x0),
         jnp.zeros((), jnp.int32),
     )  # fmt: skip
-    last = lax.while_loop(going, body, first)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+        last = lax.while_loop(going, body, first)
     value, grad, hess = value_grad_hess(last.x)
     at = curvature_step(grad, hess, jnp.asarray(1.0, x0.dtype))
     # the decrement is in the objective's units: below this the fit is done
