@@ -43,12 +43,7 @@ def block_matmul(A: Array, B: Array) -> Array:
     """
     if A.ndim == 2:
         return A @ B
-    if A.shape[1] <= 2 * _UNROLL:
-        total = A[:, 0, None] * B[None, 0]
-        for i in range(1, A.shape[1]):
-            total = total + A[:, i, None] * B[None, i]
-        return total
-    return jnp.einsum("ab...,bc...->ac...", A, B)
+    return jnp.sum(A[:, :, None] * B[None], axis=1)
 
 
 @jax.custom_jvp

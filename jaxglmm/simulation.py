@@ -57,7 +57,7 @@ def simulate(
     """
     family_by_name(family)
     key_b, key_e = jax.random.split(key)
-    dtype = jnp.result_type(params.beta, jnp.float32)
+    dtype = jnp.result_type(params.beta)
     if b is None:
         b = _draw_effects(key_b, params, design, dtype)
     eta = linear_predictor(params, design, b)
