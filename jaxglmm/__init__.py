@@ -1,7 +1,7 @@
 """jaxglmm: a differentiable mixed-model engine on JAX.
 
-Two doors. For people, ``glmm(formula, data)``: names in, names out. For code, ``fit`` on
-a ``Design``: pytrees in, pytrees out, under ``jit``, ``vmap`` and ``grad``.
+Two doors. For people, ``glmm(formula, data)``: names in, names out. For code, ``fit``
+on a ``Design``: pytrees in, pytrees out, under ``jit``, ``vmap`` and ``grad``.
 
 Names are imported when first used, so ``import jaxglmm`` costs nothing.
 """
@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Control": "fitting",
+    "ConvergenceError": "errors",
     "ConvergenceWarning": "errors",
     "DataError": "errors",
     "Design": "designs",
@@ -40,23 +41,29 @@ _HOMES = {
 __all__ = [*_HOMES, "datasets"]
 
 if TYPE_CHECKING:
-    from jaxglmm import datasets
-    from jaxglmm.compiled import clear_cache
-    from jaxglmm.covariance import Structure, register_structure
-    from jaxglmm.designs import Design, Term
-    from jaxglmm.errors import (
-        ConvergenceWarning,
-        DataError,
-        DesignError,
-        FormulaError,
-        NoticeWarning,
-        Status,
-    )
-    from jaxglmm.families import Gaussian
-    from jaxglmm.fitting import Control, fit, loglik
-    from jaxglmm.model import GLMM, design, glmm
-    from jaxglmm.results import Fit, Params
-    from jaxglmm.simulation import simulate
+    from jaxglmm import datasets as datasets
+    from jaxglmm.compiled import clear_cache as clear_cache
+    from jaxglmm.covariance import Structure as Structure
+    from jaxglmm.covariance import register_structure as register_structure
+    from jaxglmm.designs import Design as Design
+    from jaxglmm.designs import Term as Term
+    from jaxglmm.errors import ConvergenceError as ConvergenceError
+    from jaxglmm.errors import ConvergenceWarning as ConvergenceWarning
+    from jaxglmm.errors import DataError as DataError
+    from jaxglmm.errors import DesignError as DesignError
+    from jaxglmm.errors import FormulaError as FormulaError
+    from jaxglmm.errors import NoticeWarning as NoticeWarning
+    from jaxglmm.errors import Status as Status
+    from jaxglmm.families import Gaussian as Gaussian
+    from jaxglmm.fitting import Control as Control
+    from jaxglmm.fitting import fit as fit
+    from jaxglmm.fitting import loglik as loglik
+    from jaxglmm.model import GLMM as GLMM
+    from jaxglmm.model import design as design
+    from jaxglmm.model import glmm as glmm
+    from jaxglmm.results import Fit as Fit
+    from jaxglmm.results import Params as Params
+    from jaxglmm.simulation import simulate as simulate
 
 
 def __getattr__(name: str) -> Any:

@@ -43,12 +43,15 @@ def pad(cp: CrossProducts, layout: Layout) -> tuple[CrossProducts, Layout]:
     A sparse tail keeps its exact shapes: such models are large and rarely repeated.
     """
     p = cp.unused.shape[0]
-    if any(isinstance(t, SparseTail) for t in cp.tail):
+    dense = [t for t in cp.tail if not isinstance(t, SparseTail)]
+    if len(dense) < len(cp.tail):
         return cp, layout
     blocks = tuple(
         dataclasses.replace(
             b,
-            n_levels=(_chain_bucket if f < layout.n_chain else _tail_bucket)(b.n_levels),
+            n_levels=(_chain_bucket if f < layout.n_chain else _tail_bucket)(
+                b.n_levels
+            ),
         )
         for f, b in enumerate(layout.blocks)
     )
@@ -59,16 +62,15 @@ def pad(cp: CrossProducts, layout: Layout) -> tuple[CrossProducts, Layout]:
         J = padded.blocks[f].n_levels
         own.append(_widen(cp.own[f], J))
         up.append(tuple(_widen(u, J) for u in cp.up[f]))
-        wide = np.zeros((cp.tail[f].shape[0], size, cp.tail[f].shape[2]))
-        wide[:, columns] = cp.tail[f]
+        wide = np.zeros((dense[f].shape[0], size, dense[f].shape[2]))
+        wide[:, columns] = dense[f]
         tail.append(_widen(wide, J))
     gram = np.zeros((size, size))
     gram[np.ix_(columns, columns)] = cp.gram
     unused = np.ones(_column_bucket(p))
     unused[:p] = cp.unused
     parents = tuple(
-        _widen(parent, padded.blocks[f].n_levels)
-        for f, parent in enumerate(cp.parents)
+        _widen(parent, padded.blocks[f].n_levels) for f, parent in enumerate(cp.parents)
     )
     padded_cp = dataclasses.replace(
         cp, own=tuple(own), up=tuple(up), tail=tuple(tail), gram=gram, unused=unused,

@@ -24,6 +24,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def cache_dir() -> Path | None:
     """Folder that compiled programs are kept in; None where that is switched off."""
     if os.environ.get("JAXGLMM_CACHE", "").lower() in ("0", "off", "false", "no"):
         return None
-    if jax.config.jax_compilation_cache_dir:
+    if getattr(jax.config, "jax_compilation_cache_dir", None):
         return None
     given = os.environ.get("JAXGLMM_CACHE_DIR")
     if given:
@@ -114,7 +115,7 @@ def _machine() -> str:
     for file in sorted(package.rglob("*.py")):
         source.update(file.read_bytes())
     parts = [
-        jax.__version__, jax.lib.__version__, sys.version, platform.machine(),
+        jax.__version__, metadata.version("jaxlib"), sys.version, platform.machine(),
         device.platform, device.device_kind, str(len(jax.devices())), flags,
         os.environ.get("XLA_FLAGS", ""), str(os.cpu_count()), source.hexdigest(),
     ]  # fmt: skip

@@ -63,8 +63,8 @@ class Structure:
     ...     rho = jnp.tanh(theta[1])
     ...     R = jnp.full((k, k), rho).at[jnp.diag_indices(k)].set(1.0)
     ...     return theta[0] * jnp.linalg.cholesky(R)
-    >>> exchangeable = Structure("exchangeable", lambda k: 2, factor, lambda k: (1.0, 0.1))
-    >>> register_structure(exchangeable)
+    >>> start = lambda k: (1.0, 0.1)
+    >>> register_structure(Structure("exchangeable", lambda k: 2, factor, start))
     """
 
     name: str

@@ -25,6 +25,7 @@ elementwise sums over blocks; one matrix product for each parameter of the leaf.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -60,16 +61,16 @@ def applies(cp: CrossProducts, layout: Layout) -> bool:
 def crossed_value_grad_hess(
     cp: CrossProducts, layout: Layout, reml: Array
 ) -> Callable[[Array], tuple[Array, Array, Array]]:
-    """Function theta (m,) -> value (), gradient (m,), Hessian (m, m) of the criterion."""
+    """Function theta (m,) -> value (), gradient (m,), Hessian (m, m)."""
     leaf_theta, tail_theta = _theta_positions(layout)
     sizes = [b.size for b in layout.tail]
     kind = np.repeat(np.arange(len(sizes)), sizes)  # tail block of every column
     tail: SparseTail = cp.tail[0]  # type: ignore[assignment]
 
     def fn(theta: Array) -> tuple[Array, Array, Array]:
-        lam = jnp.where(
-            jnp.abs(theta[tail_theta]) < _LEAST, _LEAST, theta[tail_theta]
-        )[kind]
+        lam = jnp.where(jnp.abs(theta[tail_theta]) < _LEAST, _LEAST, theta[tail_theta])[
+            kind
+        ]
         q = lam.shape[0]
         N, _ = reduce_levels(block_factors(theta, layout)[0], cp.own[0])
         C = cp.gram[:q, :q] - outer_pairs(tail, N, q)
@@ -79,7 +80,9 @@ def crossed_value_grad_hess(
         value_and_grad = jax.value_and_grad(model)
         (value, grad), along = jax.linearize(value_and_grad, theta)
         _, hess = jax.vmap(along)(jnp.eye(theta.shape[0], dtype=theta.dtype))
-        K = _trace_part(theta, A, W, lam, tail, cp, layout, leaf_theta, tail_theta, sizes)
+        K = _trace_part(
+            theta, A, W, lam, tail, cp, layout, leaf_theta, tail_theta, sizes
+        )
         return value, grad, hess - K
 
     return fn
@@ -98,7 +101,7 @@ def _theta_positions(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _local_model(theta0, W, logdet, cp, layout, reml, tail_theta, kind):
-    """The criterion near theta0, without K: exact value, gradient, rest of the Hessian."""
+    """The criterion near theta0, without K: exact but for that part."""
     tail = cp.tail[0]
     q = W.shape[0]
     C0, Cx0, G0 = cp.gram[:q, :q], cp.gram[:q, q:], cp.gram[q:, q:]
@@ -141,11 +144,9 @@ def _local_model(theta0, W, logdet, cp, layout, reml, tail_theta, kind):
 def _block_sums(X: Array, layout: Layout) -> Array:
     """Sums over the blocks of the tail, (T, T)."""
     edges = np.concatenate([[0], np.cumsum([b.size for b in layout.tail])])
-    rows = jnp.stack(
-        [jnp.sum(X[a:b], axis=0) for a, b in zip(edges[:-1], edges[1:])]
-    )
+    rows = jnp.stack([jnp.sum(X[a:b], axis=0) for a, b in pairwise(edges)])
     return jnp.stack(
-        [jnp.sum(rows[:, a:b], axis=1) for a, b in zip(edges[:-1], edges[1:])], axis=1
+        [jnp.sum(rows[:, a:b], axis=1) for a, b in pairwise(edges)], axis=1
     )
 
 
@@ -177,7 +178,9 @@ def _trace_part(theta, A, W, lam, tail, cp, layout, leaf_theta, tail_theta, size
     scale = jnp.stack([lam[i] for i in np.cumsum([0, *sizes[:-1]])])
     eye = jnp.eye(q, dtype=A.dtype)
     rest = eye - W
-    tail_tail = 2.0 * (_block_sums(rest * rest, layout) + _block_sums(W * (A - rest), layout))
+    tail_tail = 2.0 * (
+        _block_sums(rest * rest, layout) + _block_sums(W * (A - rest), layout)
+    )
     tail_tail = tail_tail / (scale[:, None] * scale[None, :])
 
     def factor(theta):
@@ -191,7 +194,7 @@ def _trace_part(theta, A, W, lam, tail, cp, layout, leaf_theta, tail_theta, size
         M.append(W @ dS)
         by_row = jnp.sum(M[-1] * rest, axis=1)
         edges = np.cumsum([0, *sizes])
-        sums = [jnp.sum(by_row[a:b]) for a, b in zip(edges[:-1], edges[1:])]
+        sums = [jnp.sum(by_row[a:b]) for a, b in pairwise(edges)]
         leaf_tail.append(2.0 * jnp.stack(sums) / scale)
     leaf_leaf = jnp.stack([jnp.stack([jnp.sum(a * b.T) for b in M]) for a in M])
     side = jnp.stack(leaf_tail)

@@ -120,7 +120,9 @@ def cross_products(design, np_like: ModuleType = jnp) -> tuple[CrossProducts, Un
     n_used = xp.sum(xp.where(used, 1.0, 0.0)).astype(y.dtype)
     p_used = xp.sum(1.0 - units.aliased).astype(y.dtype)
     log_w = xp.sum(xp.log(xp.where(used, w, 1.0)))
-    logdet_T = xp.sum(xp.log(xp.where(units.aliased > 0, 1.0, xp.abs(xp.diagonal(units.T)))))
+    logdet_T = xp.sum(
+        xp.log(xp.where(units.aliased > 0, 1.0, xp.abs(xp.diagonal(units.T))))
+    )
     log_s = 2.0 * xp.log(units.s)
     cp = CrossProducts(
         own=tuple(own),
@@ -156,7 +158,9 @@ def _term_scales(design, w: Array, xp) -> tuple[tuple[Array, ...], Array]:
             continue
         peak = xp.max(xp.abs(term.z), axis=0)  # first, so that squares cannot overflow
         peak = xp.where(peak > 0, peak, 1.0)
-        scale = peak * xp.sqrt(xp.sum(w[:, None] * (term.z / peak[None]) ** 2, axis=0) / n)
+        scale = peak * xp.sqrt(
+            xp.sum(w[:, None] * (term.z / peak[None]) ** 2, axis=0) / n
+        )
         scale = _stop(xp.where(scale > 0, scale, 1.0), xp)
         z_scale.append(scale)
         theta_scale.append(scale[np.array(kind.row(term.k))])
@@ -336,4 +340,3 @@ def _leaf_tail(rows: _Rows, f: int, pairs: Pairs | None) -> Array | SparseTail:
         return xp.moveaxis(rows.with_tail(f), 0, -1)
     xy = xp.moveaxis(rows.with_xy(f), 0, -1)
     return SparseTail(rows.entries(pairs), xy, pairs)
-

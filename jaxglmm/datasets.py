@@ -75,8 +75,8 @@ _SOURCES: dict[str, _Source] = {
         {"INDEX": None, "BROOD": None, "YEAR": ["95", "96", "97"], "LOCATION": None},
     ),
     "contraception": _Source(
-        "Huq and Cleland (1990), Bangladesh Fertility Survey 1989: contraceptive use of "
-        "1,934 women in 60 districts; age is centred.",
+        "Huq and Cleland (1990), Bangladesh Fertility Survey 1989: contraceptive use "
+        "of 1,934 women in 60 districts; age is centred.",
         {
             "woman": None,
             "district": None,

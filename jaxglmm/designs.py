@@ -21,6 +21,7 @@ from functools import cached_property
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxglmm.covariance import structure
 from jaxglmm.errors import DesignError
@@ -63,7 +64,7 @@ class Term:
 
 
 def _count_levels(group: Array) -> int:
-    if isinstance(group, jax.core.Tracer):
+    if isinstance(group, Tracer):
         raise DesignError(
             "n_levels cannot be read off a traced group; give Term(..., n_levels=J)"
         )
@@ -150,7 +151,9 @@ def _check(design: Design) -> None:
         raise DesignError(f"y must have shape (n,); found {y.shape}")
     n = y.shape[0]
     if X.ndim != 2 or X.shape[0] != n:
-        raise DesignError(f"X must have shape ({n}, p) as y has {n} rows; found {X.shape}")
+        raise DesignError(
+            f"X must have shape ({n}, p) as y has {n} rows; found {X.shape}"
+        )
     if not design.terms:
         raise DesignError("terms is empty: a mixed model needs at least one Term")
     for name in ("weights", "offset"):
@@ -178,7 +181,7 @@ def _check_term(term: Term, i: int, n: int) -> None:
             f"terms[{i}].group must hold integer codes; found {term.group.dtype}"
         )
     structure(term.structure)
-    if isinstance(term.group, jax.core.Tracer):
+    if isinstance(term.group, Tracer):
         return
     low, high = int(np.min(term.group)), int(np.max(term.group))
     if low < 0 or high >= term.n_levels:

@@ -76,15 +76,13 @@ def block_factors(theta: Array, layout: Layout) -> tuple[Array, ...]:
         start += m
     return tuple(
         jax.scipy.linalg.block_diag(*[per_term[t] for t in b.terms])
-        if len(b.terms) > 1
+        if b.terms[1:]
         else per_term[b.terms[0]]
         for b in layout.blocks
     )
 
 
-def eliminate(
-    theta: Array, cp: CrossProducts, layout: Layout
-) -> Eliminated:
+def eliminate(theta: Array, cp: CrossProducts, layout: Layout) -> Eliminated:
     """Integrate all random effects out of the cross-products, equation (1)."""
     factors = block_factors(theta, layout)
     own, up = list(cp.own), [list(u) for u in cp.up]
@@ -102,7 +100,9 @@ def eliminate(
             H_N = block_matmul(up_g, N_f)
             level = _ancestor(cp.parents, f, g)
             n_levels = layout.blocks[g].n_levels
-            own[g] = own[g] - _to_levels(block_matmul(H_N, up[f][g - f - 1]), level, n_levels)
+            own[g] = own[g] - _to_levels(
+                block_matmul(H_N, up[f][g - f - 1]), level, n_levels
+            )
             for h in range(g + 1, layout.n_chain):
                 step = block_matmul(H_N, up[f][h - f - 1])
                 up[g][h - g - 1] = up[g][h - g - 1] - _to_levels(step, level, n_levels)
@@ -110,7 +110,13 @@ def eliminate(
             tail[g] = tail[g] - _to_levels(step, level, n_levels)
     T, logdet_tail, S_inv, H_tail = _eliminate_tail(gram, factors, layout)
     return Eliminated(
-        T, logdet + logdet_tail, tuple(N), tuple(map(tuple, up)), tuple(tail), S_inv, H_tail
+        T,
+        logdet + logdet_tail,
+        tuple(N),
+        tuple(map(tuple, up)),
+        tuple(tail),
+        S_inv,
+        H_tail,
     )
 
 
@@ -300,7 +306,9 @@ def conditional_covariances(
     return tuple(out)
 
 
-def _tail_share(f: int, done: Eliminated, P, V_tail: Array, cp, layout: Layout) -> Array:
+def _tail_share(
+    f: int, done: Eliminated, P, V_tail: Array, cp, layout: Layout
+) -> Array:
     """What the tail's uncertainty adds to the covariance of block f, (K, K, J)."""
     H, N = done.tail[f], done.N[f]
     q = layout.tail_size

@@ -9,6 +9,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 __all__ = [
+    "ConvergenceError",
     "ConvergenceWarning",
     "DataError",
     "DesignError",
@@ -35,8 +36,12 @@ class DesignError(JaxGLMMError, ValueError):
     """Arrays given to the functional door do not fit together."""
 
 
+class ConvergenceError(JaxGLMMError, RuntimeError):
+    """The fit did not converge and ``strict=True`` was asked for."""
+
+
 class NoticeWarning(UserWarning):
-    """Something was changed on the user's behalf: a column was dropped, or float32 met."""
+    """A notice: a collinear column was dropped, or float32 data were met."""
 
 
 class ConvergenceWarning(UserWarning):
@@ -66,10 +71,12 @@ class Status(IntEnum):
 
 
 _SENTENCES = {
-    Status.CONVERGED: "converged: the gradient is zero and the Hessian positive definite",
+    Status.CONVERGED: (
+        "converged: the gradient is zero and the Hessian positive definite"
+    ),
     Status.BOUNDARY: (
-        "converged on the boundary: a variance is zero or a correlation is +-1, and the "
-        "one-sided derivatives show that the boundary is the optimum"
+        "converged on the boundary: a variance is zero or a correlation is +-1, and "
+        "the one-sided derivatives show that the boundary is the optimum"
     ),
     Status.MAX_ITER: "not converged: the iteration limit was reached",
     Status.NONFINITE: "not converged: the likelihood is not finite",

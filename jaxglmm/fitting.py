@@ -138,14 +138,15 @@ def fit(
     319.6543
     """
     family_by_name(family)
-    reml = reml_flag(method)
-    control = control or Control()
-    design = as_float(design)
+    return _fit(as_float(design), reml_flag(method), start, control or Control())
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _fit(design: Design, reml, start, control: Control) -> Fit:
     cp, units = cross_products(design)
-    layout = design.layout
-    theta0 = start_theta(layout, units, start, design.y.dtype)
-    raw = estimate(cp, layout, reml, theta0, control)
-    return to_user_units(raw, units, layout)
+    theta0 = start_theta(design.layout, units, start, design.y.dtype)
+    raw = estimate(cp, design.layout, reml, theta0, control)
+    return to_user_units(raw, units)
 
 
 def reml_flag(method: str | None) -> float:
@@ -302,16 +303,14 @@ def _verdict(minimum: Minimum, theta: Array, layout: Layout) -> tuple[Array, Arr
         singular = singular | jnp.any(jnp.diagonal(Lam) < _SINGULAR)
     status = minimum.status
     # on the boundary Lambda may turn without changing Q: flat, yet nothing is lost
-    gauge = _turns_only(minimum, theta, layout)
+    gauge = _turns_only(minimum, layout)
     ended = (status == Status.CONVERGED) | ((status == Status.NOT_IDENTIFIED) & gauge)
     status = jnp.where(ended & singular, int(Status.BOUNDARY), status)
     return status.astype(jnp.int32), singular
 
 
-def _turns_only(minimum: Minimum, theta: Array, layout: Layout) -> Array:
+def _turns_only(minimum: Minimum, layout: Layout) -> Array:
     """Whether every flat direction of the Hessian leaves Q as it is."""
-    d, U = symmetric_eigen(lax.stop_gradient(minimum.hess))
-    flat = jnp.abs(d) <= 1e-9 * jnp.max(jnp.abs(d))
     theta = lax.stop_gradient(minimum.x)
 
     def Q(theta):
@@ -319,13 +318,13 @@ def _turns_only(minimum: Minimum, theta: Array, layout: Layout) -> Array:
             [(L @ L.T).ravel() for L in block_factors(theta, layout)]
         )
 
-    dQ = jax.vmap(lambda v: jax.jvp(Q, (theta,), (v,))[1])(U.T)
-    moved = jnp.max(jnp.abs(dQ), axis=1) > 1e-3
-    return ~jnp.any(flat & moved)
+    flat = lax.stop_gradient(minimum.flat)
+    dQ = jax.vmap(lambda v: jax.jvp(Q, (theta,), (v,))[1])(flat)
+    return jnp.max(jnp.abs(dQ)) <= 1e-3
 
 
 def _spherical(theta: Array, b: tuple[Array, ...], layout: Layout) -> tuple[Array, ...]:
-    """u with b = u Lambda': by forward substitution, zero where Lambda is singular."""
+    """U with b = u Lambda': by forward substitution, zero where Lambda is singular."""
     out = []
     for Lam, values in zip(block_factors(theta, layout), b):
         columns: list[Array] = []
@@ -334,16 +333,13 @@ def _spherical(theta: Array, b: tuple[Array, ...], layout: Layout) -> tuple[Arra
             for j, u_j in enumerate(columns):
                 rest = rest - Lam[i, j] * u_j
             fine = jnp.abs(Lam[i, i]) > _SINGULAR
-            columns.append(
-                jnp.where(fine, rest / jnp.where(fine, Lam[i, i], 1.0), 0.0)
-            )
+            columns.append(jnp.where(fine, rest / jnp.where(fine, Lam[i, i], 1.0), 0.0))
         out.append(jnp.stack(columns, axis=1))
     return tuple(out)
 
 
-def to_user_units(raw: Raw, units: Units, layout: Layout) -> Fit:
+def to_user_units(raw: Raw, units: Units) -> Fit:
     """Undo the inner units; works on JAX and on NumPy arrays alike."""
-    del layout
     sigma = units.s * raw.sigma2**0.5
     beta = units.b0 + units.s * (units.T @ raw.beta)
     scale = units.theta_scale * raw.signs
@@ -403,8 +399,11 @@ def loglik(
     True
     """
     family_by_name(family)
-    reml = reml_flag(method)
-    design = as_float(design)
+    return _loglik(params, as_float(design), reml_flag(method))
+
+
+@jax.jit
+def _loglik(params: Params, design: Design, reml) -> Array:
     cp, units = cross_products(design)
     theta = jnp.asarray(params.theta, cp.gram.dtype) * units.theta_scale
     away = (jnp.asarray(params.beta, cp.gram.dtype) - units.b0) / units.s

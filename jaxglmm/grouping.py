@@ -56,8 +56,19 @@ class Grouping:
             out = [f"{out[i]}:{right[j]}" for i, j in zip(left, codes)]
         return pd.Index(out, name=self.name)
 
-    def match(self, values: list[Any]) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Codes of new values, -1 where missing or unseen, and the unseen labels."""
+    def match(
+        self, values: list[Any]
+    ) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
+        """Codes of new values, -1 where missing or unseen; the unseen levels.
+
+        Returns
+        -------
+        codes : (n,) array of int32
+        unseen : tuple of str
+            Labels of the unseen levels.
+        which : (n,) array of int32
+            Position in `unseen`, -1 where the level is known or missing.
+        """
         parts = [tables.match(v, levels) for v, levels in zip(values, self.components)]
         codes = parts[0][0]
         for (right, _), keys, levels in zip(
@@ -67,17 +78,26 @@ class Grouping:
             place = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
             known = (codes >= 0) & (right >= 0) & (keys[place] == key)
             codes = np.where(known, place, -1).astype(np.int32)
-        return codes, _labels_of(values, np.flatnonzero(codes < 0))
+        return codes, *_unseen(values, codes)
 
 
-def _labels_of(values: list[Any], rows: np.ndarray) -> tuple[str, ...]:
-    """Labels that occur in some rows, each once, without those with a gap."""
+def _unseen(values: list[Any], codes: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    """Labels without a code, each once, and which of them each row has (-1: none)."""
+    which = np.full(len(codes), -1, np.int32)
+    rows = np.flatnonzero(codes < 0)
     if not len(rows):
-        return ()
+        return (), which
     columns = [pd.Series(tables.take(v, rows)).reset_index(drop=True) for v in values]
-    frame = pd.concat(columns, axis=1).dropna().drop_duplicates()
-    parts = [tables.labels(pd.Index(frame.iloc[:, j])) for j in range(len(values))]
-    return tuple(dict.fromkeys(":".join(p) for p in zip(*parts)))
+    frame = pd.concat(columns, axis=1, keys=range(len(columns)))
+    frame = frame[frame.notna().all(axis=1)]
+    kinds = frame.drop_duplicates()
+    parts = [tables.labels(pd.Index(kinds.iloc[:, j])) for j in range(len(values))]
+    labels = tuple(":".join(p) for p in zip(*parts))
+    if len(frame):
+        by_kind = frame.groupby(list(frame.columns), sort=False, observed=True)
+        numbers, _ = pd.factorize(by_kind.ngroup())
+        which[rows[frame.index]] = numbers
+    return labels, which
 
 
 class Groups:

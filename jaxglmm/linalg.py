@@ -12,7 +12,7 @@ and every operation is elementwise over it.
 
 The forward computation is Gauss-Jordan elimination (the sweep operator), pivot by
 pivot, which for a positive definite matrix needs no exchange of rows; a large matrix is
-halved until blocks are small. It is plain arithmetic and matrix products: batched LAPACK
+halved until blocks are small. It is plain arithmetic and products: batched LAPACK
 kernels can wait for each other for ever in jaxlib 0.10, and threaded ones crawl on a
 busy machine, so there is no LAPACK call here at all.
 
@@ -25,7 +25,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxglmm.typing import Array
@@ -205,7 +204,9 @@ def symmetric_eigen(H: Array) -> tuple[Array, Array]:
     if m == 1:
         return H[0], jnp.ones_like(H)
     partner = jnp.array([_partners(m, r) for r in _rounds(m)])
-    lower = jnp.array([[a > b for a, b in enumerate(_partners(m, r))] for r in _rounds(m)])
+    lower = jnp.array(
+        [[a > b for a, b in enumerate(_partners(m, r))] for r in _rounds(m)]
+    )
     index = jnp.arange(m)
     n_sweeps = 5 if m <= 3 else 8 + m // 16
 

@@ -18,26 +18,26 @@ import numpy as np
 import pandas as pd
 
 from jaxglmm import report
-from jaxglmm.buckets import pad, unpad_effects
-from jaxglmm.compiled import run
 from jaxglmm.covariance import structure
-from jaxglmm.crossproducts import cross_products
-from jaxglmm.designs import Design, Term
+from jaxglmm.designs import Design
 from jaxglmm.encoding import ModelFrame, model_frame
-from jaxglmm.errors import ConvergenceWarning, DataError, FormulaError, Status
+from jaxglmm.errors import ConvergenceError, ConvergenceWarning, Status
 from jaxglmm.families import Family, family_by_name
-from jaxglmm.fitting import Control, estimate, reml_flag, to_user_units
+from jaxglmm.fitting import Control, reml_flag
+from jaxglmm.hostfit import (
+    check_gaussian,
+    effect_covariances,
+    fit_host,
+    term_factors,
+    to_design,
+)
 from jaxglmm.inference.effects import random_part
-from jaxglmm.postfit import effect_covariances
 from jaxglmm.results import Fit
-from jaxglmm.starts import moment_start
 
 if TYPE_CHECKING:
     from jaxglmm.inference.matrices import Matrices
 
 __all__ = ["GLMM", "design", "glmm"]
-
-_ZERO = 1e-8  # theta in inner units; changes the criterion by its square
 
 
 def design(
@@ -64,8 +64,9 @@ def design(
     Examples
     --------
     >>> import jax, jaxglmm as jg
+    >>> data = jg.datasets.sleepstudy()
     >>> with jax.enable_x64(True):
-    ...     d = jg.design("Reaction ~ Days + (Days | Subject)", jg.datasets.sleepstudy())
+    ...     d = jg.design("Reaction ~ Days + (Days | Subject)", data)
     >>> d.X.shape, d.terms[0].n_levels
     ((180, 2), 18)
     """
@@ -75,14 +76,7 @@ def design(
         formula, data, weights=weights, offset=offset, contrasts=contrasts,
         missing=missing,
     )  # fmt: skip
-    return jax.tree.map(jax.numpy.asarray, _to_design(frame))
-
-
-def _to_design(frame: ModelFrame) -> Design:
-    for t in frame.terms:
-        structure(t.structure)
-    terms = tuple(Term(t.z, t.group, t.n_levels, t.structure) for t in frame.terms)
-    return Design(frame.y, frame.X, terms, frame.weights, frame.offset)
+    return jax.tree.map(jax.numpy.asarray, to_design(frame))
 
 
 def glmm(
@@ -135,6 +129,13 @@ def glmm(
     ------
     FormulaError, DataError
         Saying what was found and what to do.
+    ConvergenceError
+        With ``strict=True``.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If no optimum was reached; the message says why and what to do.
 
     Examples
     --------
@@ -150,74 +151,18 @@ def glmm(
         formula, data, weights=weights, offset=offset, contrasts=contrasts,
         missing=missing,
     )  # fmt: skip
-    _check_gaussian(frame)
-    arrays = _to_design(frame)
+    check_gaussian(frame)
+    arrays = to_design(frame)
     fitted = fit_host(arrays, reml, start, control)
     model = GLMM(
         fit=fitted, design=arrays, frame=frame, family=fam,
         method="REML" if reml else "ML", formula=formula,
     )  # fmt: skip
     if not model.converged:
-        message = report.verdict(model)
         if strict:
-            raise DataError(message)
-        warnings.warn(message, ConvergenceWarning, stacklevel=2)
+            raise ConvergenceError(model.verdict)
+        warnings.warn(model.verdict, ConvergenceWarning, stacklevel=2)
     return model
-
-
-def _check_gaussian(frame: ModelFrame) -> None:
-    if frame.is_cbind:
-        raise DataError(
-            f"the response {frame.response_name} counts successes and failures, which "
-            "family='gaussian' cannot take"
-        )
-    if frame.one_row_per_level:
-        term = frame.one_row_per_level[0]
-        raise FormulaError(
-            f"the term {term} has as many random effects as there are rows, so they "
-            "cannot be told from the residuals of a Gaussian model. Drop the term, or "
-            "group by something with several rows per level."
-        )
-
-
-def fit_host(arrays: Design, reml: float, start, control: Control) -> Fit:
-    """Fit concrete NumPy arrays through the bucketed, cached program."""
-    with np.errstate(all="ignore"):
-        cp, units = cross_products(arrays, np)
-    layout = arrays.layout
-    padded, padded_layout = pad(cp, layout)
-    theta0 = moment_start(cp, layout)
-    if start is not None:
-        theta0 = np.asarray(start, float)
-        if theta0.shape != units.theta_scale.shape:
-            raise DataError(
-                f"start must have {len(units.theta_scale)} values of theta; found "
-                f"shape {theta0.shape}"
-            )
-        theta0 = theta0 * units.theta_scale
-    keep = isinstance(control.optimizer, str) and _built_in(layout.structures)
-    raw = run(_estimate, (padded_layout, control), padded, np.float64(reml), theta0, keep=keep)
-    p = arrays.X.shape[1]
-    raw = raw._replace(
-        # what is zero to rounding is zero, as where lme4's bounds hold it
-        theta=np.where(np.abs(raw.theta) < _ZERO, 0.0, raw.theta),
-        beta=raw.beta[:p],
-        gls=raw.gls[:p, :p],
-        u=unpad_effects(raw.u, layout),
-        b=unpad_effects(raw.b, layout),
-    )
-    return to_user_units(raw, units, layout)
-
-
-def _estimate(layout, control, cp, reml, theta0):
-    return estimate(cp, layout, reml, theta0, control)
-
-
-def _built_in(names: tuple[str, ...]) -> bool:
-    """Whether the structures are this package's own, whose code the cache key knows."""
-    return all(
-        structure(s).Lambda.__module__ == "jaxglmm.covariance" for s in names
-    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -272,7 +217,7 @@ class GLMM:
     @cached_property
     def factors(self) -> list[np.ndarray]:
         """Relative factor Lambda (k, k) of every term."""
-        return _term_factors(self.fit.params.theta, self.design)
+        return term_factors(self.fit.params.theta, self.design)
 
     @cached_property
     def varcorr(self) -> pd.DataFrame:
@@ -293,12 +238,14 @@ class GLMM:
 
     @cached_property
     def ranef_cov(self) -> dict[str, np.ndarray]:
-        """Covariance of the random effects given y: group -> (levels, effects, effects).
+        """Covariance of the random effects given y, by group: (levels, k, k).
 
         At the estimated theta, beta and sigma; rows and columns as in ``ranef``.
         """
         values = effect_covariances(self.design, self.fit)
-        names = [self.frame.terms[b.terms[0]].group_name for b in self.design.layout.blocks]
+        names = [
+            self.frame.terms[b.terms[0]].group_name for b in self.design.layout.blocks
+        ]
         by_group = dict(zip(names, values))
         return {g: by_group[g] for g in self.ranef}
 
@@ -343,6 +290,11 @@ class GLMM:
     def status(self) -> Status:
         """How the fit ended; ``str`` of it is a sentence."""
         return Status(int(self.fit.status))
+
+    @property
+    def verdict(self) -> str:
+        """How the fit ended, in a sentence with the numbers that show it."""
+        return report.verdict(self)
 
     @property
     def converged(self) -> bool:
@@ -409,13 +361,15 @@ class GLMM:
         new_levels: str = "zero",
         se: bool = False,
         key: Any = None,
+        offset: Any = None,
     ) -> pd.Series | pd.DataFrame:
         """Predict the mean for the fitted rows or for new data.
 
         Parameters
         ----------
         newdata : table, optional
-            With the model's covariates; an offset given as a column is taken from it.
+            With the model's covariates, its offset column if it has one, and for
+            conditional predictions its grouping factors.
         re : {"conditional", "population"}
             With the random effects of the levels known, or with all of them zero.
         type : {"response", "link"}
@@ -428,7 +382,9 @@ class GLMM:
             is that of the mean at the estimated covariance parameters, with the
             variance of an unseen level's effect under ``re="conditional"``.
         key : int or PRNG key, optional
-            For ``new_levels="draw"``.
+            For ``new_levels="draw"``: rows of one unseen level share its draw.
+        offset : array, optional
+            One value per row of newdata, for a model fitted with an array as offset.
 
         Returns
         -------
@@ -438,71 +394,14 @@ class GLMM:
         _choice("re", re, ("conditional", "population"))
         _choice("type", type, ("response", "link"))
         _choice("new_levels", new_levels, ("zero", "draw", "error"))
-        X, z, group, offset, index, unseen = self._new_arrays(newdata)
-        eta = self._fixed_part(X, offset)
-        if re == "conditional":
-            if new_levels == "error" and any(unseen.values()):
-                named = "; ".join(f"{g}: {', '.join(u[:5])}" for g, u in unseen.items() if u)
-                raise DataError(
-                    f"levels that were not in the data ({named}); use "
-                    "new_levels='zero' or 'draw', or re='population'"
-                )
-            drawn = None
-            if new_levels == "draw":
-                drawn = self._draw_unseen(group, newdata, key)
-            eta = eta + random_part(z, group, self.fit.b, unseen=drawn)
-        out = pd.Series(eta, index, name="fit")
-        if not se:
-            return out
-        if re == "population":
-            size = np.sqrt(np.einsum("ij,jk,ik->i", X, self.fit.vcov_beta, X))
-        else:
-            size = self._conditional_se(X, z, group)
-        return pd.DataFrame({"fit": out, "se": size}, index=index)
+        from jaxglmm.inference.predict import predict
 
-    def _conditional_se(self, X, z, group) -> np.ndarray:
-        from jaxglmm.inference.predict import conditional_se
-
-        good = np.isfinite(X).all(axis=1)
-        for zt in z:
-            good &= np.isfinite(zt).all(axis=1)
-        out = np.full(len(X), np.nan)
-        out[good] = conditional_se(
-            self.design, self.factors, self.sigma, X[good],
-            [zt[good] for zt in z], [gt[good] for gt in group],
-        )  # fmt: skip
-        return out
-
-    def _new_arrays(self, newdata):
-        if newdata is None:
-            terms = self.design.terms
-            arrays = [np.asarray(t.z) for t in terms], [np.asarray(t.group) for t in terms]
-            return self.design.X, *arrays, self.design.offset, self.frame.row_index, {}
-        new = self.frame.encoder.transform(newdata)
-        unseen = {t.group_name: t.unseen for t in new.terms}
-        return (
-            new.X, [t.z for t in new.terms], [t.group for t in new.terms], new.offset,
-            new.row_index, unseen,
+        return predict(
+            self, newdata, conditional=re == "conditional", new_levels=new_levels,
+            se=se, offset=offset, key=key,
         )  # fmt: skip
 
-    def _draw_unseen(self, group, newdata, key) -> list[np.ndarray]:
-        """One draw per unseen level, the same for all its rows; (n, k) per term."""
-        if key is None:
-            raise ValueError("new_levels='draw' needs key=, an integer or a PRNG key")
-        rng = np.random.default_rng(_seed(key))
-        out = []
-        for t, (Lam, codes) in enumerate(zip(self.factors, group)):
-            labels = codes
-            if newdata is not None:
-                labels = self.frame.encoder.group_labels(newdata, t)
-            kinds, which = np.unique(np.asarray(labels).astype(str), return_inverse=True)
-            draws = self.sigma * rng.standard_normal((len(kinds), len(Lam))) @ Lam.T
-            out.append(draws[which])
-        return out
-
-    def simulate(
-        self, n: int = 1, *, key: Any, re: str = "population"
-    ) -> pd.DataFrame:
+    def simulate(self, n: int = 1, *, key: Any, re: str = "population") -> pd.DataFrame:
         """Draw new responses from the fitted model.
 
         Parameters
@@ -518,21 +417,11 @@ class GLMM:
         DataFrame, (n_obs, n)
         """
         _choice("re", re, ("population", "conditional"))
-        import jax
+        from jaxglmm.inference.simulate import responses
 
-        from jaxglmm.simulation import simulate
-
-        b = tuple(np.asarray(v) for v in self.fit.b) if re == "conditional" else None
-        with jax.enable_x64(True):
-            base = jax.random.key(key) if isinstance(key, int) else key
-            keys = jax.random.split(base, n)
-            draw = jax.jit(
-                jax.vmap(lambda k, p, d, b: simulate(k, p, d, b=b), (0, None, None, None))
-            )
-            ys = np.asarray(draw(keys, self.fit.params, self.design, b))
-        return pd.DataFrame(
-            ys.T, index=self.frame.row_index, columns=[f"sim_{i + 1}" for i in range(n)]
-        )
+        ys = responses(self, n, key, conditional=re == "conditional")
+        names = [f"sim_{i + 1}" for i in range(n)]
+        return pd.DataFrame(ys.T, index=self.frame.row_index, columns=names)
 
     def confint(self, *, method: str = "wald", level: float = 0.95) -> pd.DataFrame:
         """Confidence intervals of the fixed effects.
@@ -587,33 +476,8 @@ class GLMM:
         return report.html(self)
 
 
-def _term_factors(theta, arrays: Design) -> list[np.ndarray]:
-    import jax
-
-    out, start = [], 0
-    for term in arrays.terms:
-        kind = structure(term.structure)
-        m = kind.n_theta(term.k)
-        part = np.asarray(theta[start : start + m])
-        if term.structure in ("full", "diag"):
-            Lam = np.zeros((term.k, term.k))
-            Lam[np.array(kind.row(term.k)), np.array(kind.column(term.k))] = part
-        else:
-            with jax.enable_x64(True):
-                Lam = np.asarray(kind.Lambda(jax.numpy.asarray(part), term.k))
-        out.append(Lam)
-        start += m
-    return out
-
-
 def _choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
-
-
-def _seed(key: Any):
-    if isinstance(key, (int, np.integer)):
-        return int(key)
-    import jax
-
-    return np.asarray(jax.random.key_data(key)).tolist()
+        raise ValueError(
+            f"{name}={value!r} is not one of {', '.join(map(repr, choices))}"
+        )

@@ -41,12 +41,15 @@ class NewTerm:
     unseen : tuple of str
         Labels of the unseen levels.
     group_name : str
+    which : (n,) array of int32
+        Position in ``unseen``; -1 where the level is known or missing.
     """
 
     z: np.ndarray
     group: np.ndarray
     unseen: tuple[str, ...]
     group_name: str
+    which: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,9 +178,9 @@ class Encoder:
     ) -> NewTerm:
         term, columns, grouping = coding
         groups = [_spread_groups(table.evaluate(f), table.n) for f in term.factors]
-        codes, unseen = grouping.match(groups)
+        codes, unseen, which = grouping.match(groups)
         z = columns.matrix(self.variables, values, table.n)
-        return NewTerm(z, codes, unseen, grouping.name)
+        return NewTerm(z, codes, unseen, grouping.name, which)
 
     def _response(self, table: Table) -> tuple[np.ndarray, np.ndarray | None]:
         found = table.evaluate(self.formula.response)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from jaxglmm.errors import DesignError
 from jaxglmm.typing import Array
@@ -117,7 +118,11 @@ def make_plan(terms) -> Plan:
     ]
     order, parents = _chain(groups, blocks)
     n_chain = len(parents) + 1
-    order += [i for i in np.argsort([-b.size for b in blocks], kind="stable") if i not in order]
+    order += [
+        i
+        for i in np.argsort([-b.size for b in blocks], kind="stable")
+        if i not in order
+    ]
     layout = Layout(
         tuple(blocks[i] for i in order),
         n_chain,
@@ -143,7 +148,7 @@ def _factors(terms) -> tuple[list, list[list[int]]]:
             groups.append(term.group)
             members.append([i])
     if len(groups) > 1:
-        if any(isinstance(g, jax.core.Tracer) for g in groups):
+        if any(isinstance(g, Tracer) for g in groups):
             raise DesignError(
                 "a Design with several grouping factors cannot be built from traced "
                 "codes; build it outside jit and pass it in"
@@ -155,7 +160,7 @@ def _factors(terms) -> tuple[list, list[list[int]]]:
 def _same(a, b) -> bool:
     if a is b:
         return True
-    if isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
+    if isinstance(a, Tracer) or isinstance(b, Tracer):
         return False
     return np.array_equal(a, b)
 
@@ -168,7 +173,9 @@ def _chain(groups, blocks: list[Block]) -> tuple[list[int], list[np.ndarray]]:
         (i for i in range(len(blocks)) if i != leaf), key=lambda i: -blocks[i].n_levels
     )
     for i in others:
-        parent = _parent_levels(groups[order[-1]], groups[i], blocks[order[-1]].n_levels)
+        parent = _parent_levels(
+            groups[order[-1]], groups[i], blocks[order[-1]].n_levels
+        )
         if parent is not None:
             order.append(i)
             parents.append(parent)
@@ -210,7 +217,7 @@ def _check_tail(layout: Layout) -> None:
 
 
 def _entries(layout: Layout, groups):
-    """(row_entry, level, column, sizes): distinct meetings of leaf level and tail effect."""
+    """Distinct meetings of leaf level and tail effect, and the rows that make them."""
     leaf = layout.blocks[0]
     row_entry, level, column = [], [], []
     start, first_column = 0, 0

@@ -51,7 +51,11 @@ def varcorr(m: GLMM) -> pd.DataFrame:
                 corr = cov[i, j] / scale if scale > 0 else np.nan
                 rows.append((group, names[j], names[i], cov[i, j], corr))
     rows.append(("Residual", None, None, m.sigma**2, m.sigma))
-    return pd.DataFrame(rows, columns=["group", "var1", "var2", "vcov", "sdcor"])
+    table = pd.DataFrame(rows, columns=["group", "var1", "var2", "vcov", "sdcor"])
+    for i, name in enumerate(["group", "var1", "var2"]):
+        # object columns: a missing name stays None, whatever pandas infers
+        table[name] = pd.Series([row[i] for row in rows], dtype=object)
+    return table
 
 
 def tidy(m: GLMM, conf_level: float) -> pd.DataFrame:
@@ -309,7 +313,7 @@ def _head(m: GLMM) -> list[str]:
 
 
 def text(m: GLMM, *, full: bool = False) -> str:
-    """Printed form; ``full`` adds scaled residuals and correlations of the estimates."""
+    """Printed form; ``full`` adds scaled residuals and correlations of beta."""
     out = _head(m)
     if full:
         q = np.quantile(m.residuals("scaled").to_numpy(), [0, 0.25, 0.5, 0.75, 1])
@@ -331,7 +335,10 @@ def _corr_rows(m: GLMM) -> list[list[str]]:
     names = list(m.fixef.index)
     rows = [["", *(n[:11] for n in names[:-1])]]
     for i in range(1, len(names)):
-        cells = [f"{cov[i, j] / (sd[i] * sd[j]):.3f}" if j < i else "" for j in range(len(names) - 1)]
+        cells = [
+            f"{cov[i, j] / (sd[i] * sd[j]):.3f}" if j < i else ""
+            for j in range(len(names) - 1)
+        ]
         rows.append([names[i][:11], *cells])
     return rows
 
@@ -364,4 +371,3 @@ class Summary:
 
     def _repr_html_(self) -> str:
         return html(self.model)
-

@@ -34,14 +34,14 @@ def default_start(layout: Layout) -> np.ndarray:
 
 
 def moment_start(cp: CrossProducts, layout: Layout) -> np.ndarray:
-    """Starting theta (m,) in inner units; the default for structures without entries."""
+    """Starting theta (m,) in inner units; other structures start at their default."""
     sd = _relative_sd(cp, layout)
     parts = []
     for t, (k, name) in enumerate(zip(layout.term_k, layout.structures)):
         kind = structure(name)
         start = np.asarray(kind.start(k), float)
         if name in ("full", "diag"):
-            start = start * sd[t][np.array(kind.row(k))]
+            start = start * sd[t][np.array(kind.row(k))]  # type: ignore[misc]
         elif name == "scalar":
             start = start * np.mean(sd[t])
         parts.append(start)
@@ -65,7 +65,9 @@ def _relative_sd(cp: CrossProducts, layout: Layout) -> list[np.ndarray]:
             columns = slice(first[g], first[g + 1])
             by_f, by_g = _squares(cp, layout, f, g)  # (Kf, Kg, Jf), (Kf, Kg, Jg)
             M[rows, columns] = np.einsum("abj,aj->ab", by_f, inverse)
-            other = np.divide(1.0, diag[g], where=diag[g] > 0, out=np.zeros_like(diag[g]))
+            other = np.divide(
+                1.0, diag[g], where=diag[g] > 0, out=np.zeros_like(diag[g])
+            )
             M[columns, rows] = np.einsum("abj,bj->ba", by_g, other)
     B[size], M[size, size] = cp.gram[-1, -1], float(cp.n)
     v = np.linalg.lstsq(M, B, rcond=1e-10)[0]
@@ -115,7 +117,8 @@ def _squares(cp, layout: Layout, f: int, g: int) -> tuple[np.ndarray, np.ndarray
             level = cp.parents[h][level]
         squares = cp.up[f][g - f - 1] ** 2
         by_g = np.zeros((kf, kg, Jg))
-        np.add.at(by_g, (slice(None), slice(None), level), squares)
+        index: tuple = (slice(None), slice(None), level)
+        np.add.at(by_g, index, squares)
         return squares, by_g
     at = _tail_slice(layout, g)
     if f >= layout.n_chain:

@@ -7,7 +7,8 @@ os.environ["JAX_ENABLE_X64"] = "1"
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault(
-    "JAXGLMM_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"jaxglmm-tests-{os.getuid()}")
+    "JAXGLMM_CACHE_DIR",
+    os.path.join(tempfile.gettempdir(), f"jaxglmm-tests-{os.getuid()}"),
 )
 
 import jax

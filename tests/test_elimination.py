@@ -26,7 +26,13 @@ def groups(rng):
     a = rng.integers(0, 5, N)
     b = a * 4 + rng.integers(0, 4, N)
     c = b * 3 + rng.integers(0, 3, N)
-    return {"a": a, "b": b, "c": c, "x": rng.integers(0, 7, N), "v": rng.integers(0, 6, N)}
+    return {
+        "a": a,
+        "b": b,
+        "c": c,
+        "x": rng.integers(0, 7, N),
+        "v": rng.integers(0, 6, N),
+    }
 
 
 MODELS = {
@@ -41,7 +47,9 @@ MODELS = {
 
 def make(rng, spec):
     codes = groups(rng)
-    terms = tuple(jg.Term(jnp.asarray(columns(rng, k)), jnp.asarray(codes[g])) for k, g in spec)
+    terms = tuple(
+        jg.Term(jnp.asarray(columns(rng, k)), jnp.asarray(codes[g])) for k, g in spec
+    )
     return jg.Design(
         y=jnp.asarray(rng.normal(size=N)),
         X=jnp.asarray(columns(rng, 3)),
@@ -115,7 +123,9 @@ def test_against_dense_matrices(rng, monkeypatch, name, sparse):
     logliks, units, at, b, covariances = everything(params, design)
     np.testing.assert_allclose(logliks, [ml, reml], rtol=1e-9)
     np.testing.assert_allclose(units.b0 + units.s * (units.T @ at.beta), gls, rtol=1e-8)
-    ours = np.concatenate([np.ravel(units.s * v / z[None]) for v, z in zip(b, units.z_scale)])
+    ours = np.concatenate(
+        [np.ravel(units.s * v / z[None]) for v, z in zip(b, units.z_scale)]
+    )
     np.testing.assert_allclose(ours, modes, atol=1e-8 * np.abs(modes).max())
     check_covariances(design, covariances, units, cov)
 
@@ -127,11 +137,16 @@ def check_covariances(design, ours, units, cov):
         scale = np.concatenate([units.z_scale[t] for t in block.terms])
         for j in range(block.n_levels):
             at = np.concatenate(
-                [first[t] + j * design.terms[t].k + np.arange(design.terms[t].k) for t in block.terms]
+                [
+                    first[t] + j * design.terms[t].k + np.arange(design.terms[t].k)
+                    for t in block.terms
+                ]
             )
             expected = cov[np.ix_(at, at)]
             found = np.asarray(values[j]) / (scale[:, None] * scale[None, :])
-            np.testing.assert_allclose(found, expected, atol=1e-7 * np.abs(expected).max())
+            np.testing.assert_allclose(
+                found, expected, atol=1e-7 * np.abs(expected).max()
+            )
 
 
 @pytest.mark.parametrize("reml", [0.0, 1.0])
@@ -170,18 +185,26 @@ def test_row_order_and_level_labels_do_not_matter(rng):
         relabel = jnp.asarray(rng.permutation(t.n_levels))
         terms.append(jg.Term(t.z[order], relabel[t.group][order]))
     other = jg.Design(
-        design.y[order], design.X[order], tuple(terms), design.weights[order], design.offset[order]
+        design.y[order],
+        design.X[order],
+        tuple(terms),
+        design.weights[order],
+        design.offset[order],
     )
     theta = jnp.asarray(rng.normal(size=design.n_theta))
     params = jg.Params(jnp.ones(3), theta, jnp.asarray(0.5))
     loglik = jax.jit(jg.loglik)
-    np.testing.assert_allclose(loglik(params, design), loglik(params, other), rtol=1e-11)
+    np.testing.assert_allclose(
+        loglik(params, design), loglik(params, other), rtol=1e-11
+    )
 
 
 def test_rows_of_weight_zero_do_not_count(rng):
     design = make(rng, MODELS["nested twice"])
     keep = np.arange(N) < 180
-    masked = design.replace(weights=jnp.where(keep, design.weights, 0.0), y=jnp.where(keep, design.y, 1e3))
+    masked = design.replace(
+        weights=jnp.where(keep, design.weights, 0.0), y=jnp.where(keep, design.y, 1e3)
+    )
     terms = tuple(jg.Term(t.z[keep], t.group[keep], t.n_levels) for t in design.terms)
     short = jg.Design(
         design.y[keep], design.X[keep], terms, design.weights[keep], design.offset[keep]
@@ -189,5 +212,8 @@ def test_rows_of_weight_zero_do_not_count(rng):
     theta = jnp.asarray(rng.normal(size=design.n_theta))
     params = jg.Params(jnp.ones(3), theta, jnp.asarray(0.5))
     for method in ("ML", "REML"):
-        a, b = (jax.jit(jg.loglik, static_argnames="method")(params, d, method=method) for d in (masked, short))
+        a, b = (
+            jax.jit(jg.loglik, static_argnames="method")(params, d, method=method)
+            for d in (masked, short)
+        )
         np.testing.assert_allclose(a, b, rtol=1e-11)

@@ -26,7 +26,9 @@ def test_blocks_equal_single_matrices(rng, k):
     blocks = np.stack([spd(rng, k) for _ in range(4)], axis=-1)
     inverse, logdet = spd_inverse(jnp.asarray(blocks))
     for j in range(4):
-        np.testing.assert_allclose(inverse[..., j] @ blocks[..., j], np.eye(k), atol=1e-10)
+        np.testing.assert_allclose(
+            inverse[..., j] @ blocks[..., j], np.eye(k), atol=1e-10
+        )
         np.testing.assert_allclose(logdet[j], np.linalg.slogdet(blocks[..., j])[1])
 
 

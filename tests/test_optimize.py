@@ -34,7 +34,9 @@ def test_leaves_a_saddle_where_the_gradient_is_zero():
 
 
 def test_flat_direction_is_not_identified():
-    out = minimize_newton(value_grad_hess(lambda x: (x[0] + x[1] - 1.0) ** 2), jnp.ones(2))
+    out = minimize_newton(
+        value_grad_hess(lambda x: (x[0] + x[1] - 1.0) ** 2), jnp.ones(2)
+    )
     assert int(out.status) == Status.NOT_IDENTIFIED
 
 
@@ -50,7 +52,9 @@ def test_iteration_limit_and_nan():
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam", optax.adam(0.03)])
 def test_optax_reaches_newtons_optimum(sleep_design, optimizer):
     newton = jax.jit(jg.fit)(sleep_design)
-    control = jg.Control(optimizer=optimizer, learning_rate=None if optimizer == "lbfgs" else 0.03)
+    control = jg.Control(
+        optimizer=optimizer, learning_rate=None if optimizer == "lbfgs" else 0.03
+    )
     other = jax.jit(lambda d: jg.fit(d, control=control))(sleep_design)
     assert bool(other.converged)
     np.testing.assert_allclose(other.objective, newton.objective, atol=1e-6)

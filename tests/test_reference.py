@@ -1,4 +1,4 @@
-"""Every fit under tests/reference against ours: at its parameters and at our optimum."""
+"""Every fit under tests/reference: at its parameters, and at our optimum."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,9 @@ CASES = sorted(p.stem for p in (HERE / "cases").glob("*.json"))
 def read(name):
     """A case, its data as R saw them, and the arguments of the fit."""
     case = json.loads((HERE / "cases" / f"{name}.json").read_text())
-    factors = {k: v for k, v in case["columns"].items() if v["kind"] in ("factor", "ordered")}
+    factors = {
+        k: v for k, v in case["columns"].items() if v["kind"] in ("factor", "ordered")
+    }
     data = pd.read_csv(
         HERE / case["data_file"],
         na_values=["NA"],
@@ -77,10 +79,15 @@ def test_estimates(fitted):
     se = np.array(list(case["fixef_se"].values()))
     assert list(model.fixef.index) == list(case["fixef"])
     np.testing.assert_allclose(
-        model.fixef.to_numpy() / se, np.array(list(case["fixef"].values())) / se, atol=1e-2, rtol=0
+        model.fixef.to_numpy() / se,
+        np.array(list(case["fixef"].values())) / se,
+        atol=1e-2,
+        rtol=0,
     )
     np.testing.assert_allclose(model.se.to_numpy(), se, rtol=1e-5)
-    np.testing.assert_allclose(model.vcov.to_numpy(), case["vcov_beta"], rtol=1e-4, atol=1e-10)
+    np.testing.assert_allclose(
+        model.vcov.to_numpy(), case["vcov_beta"], rtol=1e-4, atol=1e-10
+    )
     # the Hessian of -2 log L gives theta's standard errors
     theta = np.array(case["theta"], float)
     theta_se = np.sqrt(2.0 / np.maximum(np.diagonal(model.fit.hess), 1e-30))

@@ -14,15 +14,138 @@ r = (Lambda' z, x) and A the penalized normal equations
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
+from scipy.linalg import solve_triangular
 from scipy.sparse.linalg import splu
 
+from jaxglmm.errors import DataError
+from jaxglmm.inference.effects import random_part
 from jaxglmm.inference.matrices import random_design, relative_factor
 
-__all__ = ["conditional_se", "unseen_variance"]
+if TYPE_CHECKING:
+    from jaxglmm.model import GLMM
+
+__all__ = ["conditional_se", "predict", "unseen_variance"]
 
 _CHUNK = 2_000  # rows solved for at once
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Rows to predict: X (n, p), and per term z (n, k), codes, position in unseen."""
+
+    X: np.ndarray
+    offset: np.ndarray | None
+    z: list[np.ndarray]
+    group: list[np.ndarray]
+    which: list[np.ndarray]
+    unseen: dict[str, tuple[str, ...]]
+    index: pd.Index
+
+
+def predict(
+    m: GLMM,
+    newdata: Any,
+    *,
+    conditional: bool,
+    new_levels: str,
+    se: bool,
+    offset: Any,
+    key: Any,
+) -> pd.Series | pd.DataFrame:
+    """What :meth:`jaxglmm.GLMM.predict` returns."""
+    rows = _rows(m, newdata, conditional, offset)
+    eta = rows.X @ m.fit.params.beta
+    if rows.offset is not None:
+        eta = eta + rows.offset
+    if conditional:
+        if new_levels == "error":
+            _refuse_unknown(rows)
+        drawn = _draws(m, rows, key) if new_levels == "draw" else None
+        eta = eta + random_part(rows.z, rows.group, m.fit.b, unseen=drawn)
+    out = pd.Series(eta, rows.index, name="fit")
+    if not se:
+        return out
+    return pd.DataFrame({"fit": out, "se": _se(m, rows, conditional)}, index=rows.index)
+
+
+def _rows(m: GLMM, newdata: Any, conditional: bool, offset: Any) -> _Rows:
+    if newdata is None:
+        if offset is not None:
+            raise ValueError("offset= belongs to newdata=; give both or neither")
+        d = m.design
+        z, group = [t.z for t in d.terms], [np.asarray(t.group) for t in d.terms]
+        none = [np.full(len(g), -1) for g in group]
+        return _Rows(d.X, d.offset, z, group, none, {}, m.frame.row_index)
+    new = m.frame.encoder.transform(newdata, random=conditional, offset=offset)
+    return _Rows(
+        X=new.X,
+        offset=new.offset,
+        z=[t.z for t in new.terms],
+        group=[t.group for t in new.terms],
+        which=[t.which for t in new.terms],
+        unseen={t.group_name: t.unseen for t in new.terms},
+        index=new.row_index,
+    )
+
+
+def _refuse_unknown(rows: _Rows) -> None:
+    named = [
+        f"{g}: {', '.join(u[:5])}{', ...' if len(u) > 5 else ''}"
+        for g, u in rows.unseen.items()
+        if u
+    ]
+    gaps = sum(int(np.sum((g < 0) & (w < 0))) for g, w in zip(rows.group, rows.which))
+    if gaps:
+        named.append(f"{gaps} missing")
+    if named:
+        raise DataError(
+            f"levels that the model was not fitted to ({'; '.join(named)}). Use "
+            "new_levels='zero' or 'draw', or re='population'."
+        )
+
+
+def _draws(m: GLMM, rows: _Rows, key: Any) -> list[np.ndarray]:
+    """Effects of unseen levels by row, (n, k) per term.
+
+    Rows of one unseen level share a draw; a row whose level is missing has its own.
+    """
+    rng = np.random.default_rng(_seed(key))
+    out = []
+    for Lam, group, which in zip(m.factors, rows.group, rows.which):
+        number = which.astype(np.int64)
+        gaps = np.flatnonzero((group < 0) & (which < 0))
+        number[gaps] = number.max(initial=-1) + 1 + np.arange(len(gaps))
+        count = int(number.max(initial=-1)) + 1
+        draws = m.sigma * rng.standard_normal((count, len(Lam))) @ Lam.T
+        out.append(np.vstack([draws, np.zeros((1, len(Lam)))])[number])
+    return out
+
+
+def _seed(key: Any) -> Any:
+    if key is None:
+        raise ValueError("new_levels='draw' needs key=, an integer or a PRNG key")
+    if isinstance(key, (int, np.integer)):
+        return int(key)
+    import jax
+
+    return np.asarray(jax.random.key_data(key)).ravel().tolist()
+
+
+def _se(m: GLMM, rows: _Rows, conditional: bool) -> np.ndarray:
+    """Standard errors by row, NaN where a covariate is missing."""
+    if not conditional:
+        return np.sqrt(np.einsum("ij,jk,ik->i", rows.X, m.fit.vcov_beta, rows.X))
+    good = ~np.isnan(np.hstack([rows.X, *rows.z]).sum(axis=1))
+    out = np.full(len(rows.X), np.nan)
+    z, group = [v[good] for v in rows.z], [v[good] for v in rows.group]
+    out[good] = conditional_se(m.design, m.factors, m.sigma, rows.X[good], z, group)
+    return out
 
 
 def unseen_variance(z, group, factors, sigma: float) -> np.ndarray:
@@ -38,19 +161,20 @@ def conditional_se(design, factors, sigma: float, X, z, group) -> np.ndarray:
     n_levels = [t.n_levels for t in design.terms]
     Lambda = relative_factor(factors, n_levels)
     w = np.ones(len(design.y)) if design.weights is None else design.weights
+    root = np.sqrt(w)[:, None]
     Z = random_design(
         [t.z for t in design.terms], [t.group for t in design.terms], n_levels
     )
-    scale = np.sqrt(np.maximum(np.sum(w[:, None] * design.X**2, axis=0), 1e-300))
-    half = sp.hstack([Z @ Lambda, sp.csc_array(design.X / scale)]).tocsc()
-    half = sp.dia_array((np.sqrt(w)[None], [0]), shape=(len(w), len(w))) @ half
-    q, p = Lambda.shape[0], design.X.shape[1]
-    identity = sp.dia_array((np.r_[np.ones(q), np.zeros(p)][None], [0]), shape=(q + p,) * 2)
-    solve = splu(sp.csc_matrix(half.T @ half + identity)).solve
-    rows = sp.hstack(
-        [random_design(z, group, n_levels) @ Lambda, sp.csc_array(X / scale)]
-    ).tocsr()
-    var = np.empty(X.shape[0])
+    # orthonormal columns for X, so that neither units nor origin cost digits
+    basis, R = np.linalg.qr(root * design.X)
+    half = sp.csc_array(sp.hstack([(Z @ Lambda).multiply(root), sp.csc_array(basis)]))
+    ones = np.r_[np.ones(Lambda.shape[0]), np.zeros(len(R))]
+    solve = splu(sp.csc_matrix(half.T @ half + sp.diags_array(ones))).solve
+    fixed = solve_triangular(R, X.T, trans="T").T if len(R) else X
+    rows = sp.csr_array(
+        sp.hstack([random_design(z, group, n_levels) @ Lambda, sp.csc_array(fixed)])
+    )
+    var = np.empty(len(X))
     for start in range(0, len(var), _CHUNK):
         r = rows[start : start + _CHUNK].toarray()
         var[start : start + _CHUNK] = np.sum(r * solve(r.T).T, axis=1)

@@ -37,11 +37,12 @@ _FLAT = 1e-10  # eigenvalues below this fraction of the largest count as zero
 class Minimum(NamedTuple):
     """Where a minimization ended, and how it went.
 
-    ``value``, ``grad`` and ``hess`` belong to the last evaluation; where it converged, x
-    is one last step further.
+    ``value``, ``grad`` and ``hess`` belong to the last evaluation; where it converged,
+    x is one last step further.
 
     ``decrement`` is g' H^-1 g, ``min_eigenvalue`` the smallest eigenvalue of hess over
-    the largest in size; ``status`` a :class:`jaxglmm.Status` code.
+    the largest in size, ``flat`` (m, m) the projector on directions without curvature;
+    ``status`` a :class:`jaxglmm.Status` code.
     """
 
     x: Array
@@ -50,6 +51,7 @@ class Minimum(NamedTuple):
     hess: Array
     decrement: Array
     min_eigenvalue: Array
+    flat: Array
     n_iter: Array
     status: Array
 
@@ -59,6 +61,7 @@ class _Step(NamedTuple):
     decrement: Array
     predicted: Array  # decrease that the quadratic model promises
     min_eigenvalue: Array
+    flat: Array
 
 
 def curvature_step(g: Array, H: Array, radius: Array) -> _Step:
@@ -80,6 +83,7 @@ def curvature_step(g: Array, H: Array, radius: Array) -> _Step:
         decrement=jnp.sum(gt**2 / scale),
         predicted=-(gt @ p + 0.5 * jnp.sum(d * p**2)),
         min_eigenvalue=jnp.min(d) / jnp.where(size > 0, size, 1.0),
+        flat=(U * (jnp.abs(d) <= _FLAT * size)[None].astype(U.dtype)) @ U.T,
     )
 
 
@@ -93,6 +97,7 @@ class _State(NamedTuple):
     predicted: Array
     decrement: Array
     min_eigenvalue: Array
+    flat: Array
     radius: Array
     n_iter: Array
     status: Array  # -1 while running
@@ -151,6 +156,7 @@ def minimize_newton(
         predicted=inf,
         decrement=inf,
         min_eigenvalue=inf,
+        flat=jnp.zeros((x0.shape[0], x0.shape[0]), x0.dtype),
         radius=jnp.asarray(radius, x0.dtype),
         n_iter=jnp.zeros((), jnp.int32),
         status=jnp.full((), -1, jnp.int32),
@@ -172,9 +178,7 @@ def minimize_newton(
         hess = jnp.where(accept, hess, s.hess)
         value = jnp.where(accept, value, s.value)
         length = jnp.sqrt(jnp.sum(s.step**2))
-        radius = jnp.where(
-            ratio > 0.75, jnp.maximum(s.radius, 2.0 * length), s.radius
-        )
+        radius = jnp.where(ratio > 0.75, jnp.maximum(s.radius, 2.0 * length), s.radius)
         radius = jnp.where(~finite | (ratio < 0.25), 0.25 * length, radius)
         radius = jnp.where(start, s.radius, radius)
         step = curvature_step(grad, hess, radius)
@@ -185,7 +189,7 @@ def minimize_newton(
         )
         return _State(
             x, value, grad, hess, x + step.p, step.p, step.predicted, step.decrement,
-            step.min_eigenvalue, radius, n_iter, status.astype(jnp.int32),
+            step.min_eigenvalue, step.flat, radius, n_iter, status.astype(jnp.int32),
         )  # fmt: skip
 
     s = lax.while_loop(lambda s: s.status < 0, body, first)
@@ -193,15 +197,22 @@ def minimize_newton(
     done = (s.status == int(Status.CONVERGED)) & (s.decrement <= loose)
     x = jnp.where(done, s.trial, s.x)
     return Minimum(
-        x, s.value, s.grad, s.hess, s.decrement, s.min_eigenvalue, s.n_iter, s.status
+        x,
+        s.value,
+        s.grad,
+        s.hess,
+        s.decrement,
+        s.min_eigenvalue,
+        s.flat,
+        s.n_iter,
+        s.status,
     )
 
 
 def _judge(s, step, accept, finite, start, radius, tight, loose) -> Array:
     """Status after an evaluation; -1 to go on."""
     stopped = (step.decrement <= tight) | (
-        (step.decrement <= loose)
-        & (~accept | (step.decrement > 0.25 * s.decrement))
+        (step.decrement <= loose) & (~accept | (step.decrement > 0.25 * s.decrement))
     )
     minimum = stopped & (step.min_eigenvalue >= -1e-6)
     flat = step.min_eigenvalue <= _FLAT

@@ -36,7 +36,7 @@ class _State(NamedTuple):
     n_iter: Array
 
 
-def optimizer_by_name(optimizer: Any, learning_rate: float | None):
+def optimizer_by_name(optimizer: Any, learning_rate: float | None) -> Any:
     """An optax transformation from its name; a transformation passes through.
 
     Raises
@@ -47,8 +47,8 @@ def optimizer_by_name(optimizer: Any, learning_rate: float | None):
     if not isinstance(optimizer, str):
         if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
             raise ValueError(
-                f"optimizer must be 'newton', 'lbfgs', the name of an optax optimizer or "
-                f"an optax transformation; found {optimizer!r}"
+                "optimizer must be 'newton', 'lbfgs', the name of an optax optimizer "
+                f"or an optax transformation; found {optimizer!r}"
             )
         return optimizer
     if optimizer == "lbfgs":
@@ -63,8 +63,8 @@ def optimizer_by_name(optimizer: Any, learning_rate: float | None):
         return maker(1e-2 if learning_rate is None else learning_rate)
     except TypeError as error:
         raise ValueError(
-            f"optax.{optimizer} cannot be made from a learning rate alone; build it and "
-            "give Control(optimizer=...) the transformation"
+            f"optax.{optimizer} cannot be made from a learning rate alone; build it "
+            "and give Control(optimizer=...) the transformation"
         ) from error
 
 
@@ -122,5 +122,13 @@ def minimize_optax(
     finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(grad))
     status = jnp.where(finite, status, int(Status.NONFINITE)).astype(jnp.int32)
     return Minimum(
-        last.x, value, grad, hess, at.decrement, at.min_eigenvalue, last.n_iter, status
+        last.x,
+        value,
+        grad,
+        hess,
+        at.decrement,
+        at.min_eigenvalue,
+        at.flat,
+        last.n_iter,
+        status,
     )
