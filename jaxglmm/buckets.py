@@ -33,8 +33,11 @@ def _tail_bucket(n: int) -> int:
     return -(-n // 64) * 64
 
 
-def _column_bucket(p: int) -> int:
-    return max(8, 1 << int(p - 1).bit_length()) if p else 0
+def _column_bucket(p: int, n_levels: int) -> int:
+    if p == 0:
+        return 0
+    least = 8 if n_levels <= 4096 else 2  # with many levels padding costs time
+    return max(least, 1 << int(p - 1).bit_length())
 
 
 def pad(cp: CrossProducts, layout: Layout) -> tuple[CrossProducts, Layout]:
@@ -56,7 +59,8 @@ def pad(cp: CrossProducts, layout: Layout) -> tuple[CrossProducts, Layout]:
         for f, b in enumerate(layout.blocks)
     )
     padded = dataclasses.replace(layout, blocks=blocks)
-    columns, size = _positions(layout, padded, p, _column_bucket(p))
+    p_padded = _column_bucket(p, padded.blocks[0].n_levels)
+    columns, size = _positions(layout, padded, p, p_padded)
     own, up, tail = [], [], []
     for f in range(layout.n_chain):
         J = padded.blocks[f].n_levels
@@ -67,7 +71,7 @@ def pad(cp: CrossProducts, layout: Layout) -> tuple[CrossProducts, Layout]:
         tail.append(_widen(wide, J))
     gram = np.zeros((size, size))
     gram[np.ix_(columns, columns)] = cp.gram
-    unused = np.ones(_column_bucket(p))
+    unused = np.ones(p_padded)
     unused[:p] = cp.unused
     parents = tuple(
         _widen(parent, padded.blocks[f].n_levels) for f, parent in enumerate(cp.parents)

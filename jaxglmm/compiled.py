@@ -16,6 +16,7 @@ JAXGLMM_CACHE
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import os
@@ -72,9 +73,17 @@ def _get(fn, static, args, treedef, shapes, keep):
     program = _load(path) if path else None
     if program is None:
         program = jax.jit(functools.partial(fn, *static)).lower(*args).compile()
+        _return_memory()
         if path:
             _store(path, program)
     return program
+
+
+def _return_memory() -> None:
+    """Give what the compiler freed back to the system, where the C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def cache_dir() -> Path | None:

@@ -156,11 +156,7 @@ def _term_scales(design, w: Array, xp) -> tuple[tuple[Array, ...], Array]:
             z_scale.append(xp.ones(term.k, w.dtype))
             theta_scale.append(xp.ones(kind.n_theta(term.k), w.dtype))
             continue
-        peak = xp.max(xp.abs(term.z), axis=0)  # first, so that squares cannot overflow
-        peak = xp.where(peak > 0, peak, 1.0)
-        scale = peak * xp.sqrt(
-            xp.sum(w[:, None] * (term.z / peak[None]) ** 2, axis=0) / n
-        )
+        scale = xp.sqrt(xp.sum(w[:, None] * term.z**2, axis=0) / n)
         scale = _stop(xp.where(scale > 0, scale, 1.0), xp)
         z_scale.append(scale)
         theta_scale.append(scale[np.array(kind.row(term.k))])
@@ -170,15 +166,11 @@ def _term_scales(design, w: Array, xp) -> tuple[tuple[Array, ...], Array]:
 def _standardize(design, X, y, w, z_scale, theta_scale, xp):
     """Whitened X, least-squares residuals of y, and the way back."""
     n = xp.maximum(xp.sum(w), xp.finfo(w.dtype).tiny)
-    p = X.shape[1]
-    peak = xp.max(xp.abs(X), axis=0) if p else xp.ones(0, X.dtype)
-    peak = xp.where(peak > 0, peak, 1.0)
-    Xs = X / peak[None]
-    size = xp.sqrt(xp.sum(w[:, None] * Xs**2, axis=0) / n)
+    G = (X * w[:, None]).T @ X / n
+    size = xp.sqrt(xp.diagonal(G))
     size = xp.where(size > 0, size, 1.0)
-    Xs = Xs / size[None]
-    T, aliased = _whitener((Xs * w[:, None]).T @ Xs / n, xp)
-    T = _stop(T / (peak * size)[:, None], xp)
+    T, aliased = _whitener(G / (size[:, None] * size[None, :]), xp)
+    T = _stop(T / size[:, None], xp)
     Xw = X @ T
     y = y if design.offset is None else y - design.offset
     b = _stop((Xw * w[:, None]).T @ y / n, xp)

@@ -32,7 +32,7 @@ from jaxglmm.typing import Array
 __all__ = ["block_matmul", "spd_inverse", "spd_solve", "symmetric_eigen"]
 
 _UNROLL = 4  # up to this order the pivots are unrolled
-_LEAF = 96  # larger matrices are halved
+_LEAF = 160  # larger matrices are halved
 
 
 def block_matmul(A: Array, B: Array) -> Array:

@@ -167,10 +167,12 @@ def conditional_se(design, factors, sigma: float, X, z, group) -> np.ndarray:
     )
     # orthonormal columns for X, so that neither units nor origin cost digits
     basis, R = np.linalg.qr(root * design.X)
-    half = sp.csc_array(sp.hstack([(Z @ Lambda).multiply(root), sp.csc_array(basis)]))
-    ones = np.r_[np.ones(Lambda.shape[0]), np.zeros(len(R))]
+    weighted = sp.diags_array(root[:, 0]) @ Z @ Lambda
+    half = sp.csc_array(sp.hstack([weighted, sp.csc_array(basis)]))
+    q = sum(t.n_levels * t.k for t in design.terms)
+    ones = np.r_[np.ones(q), np.zeros(len(R))]
     solve = splu(sp.csc_matrix(half.T @ half + sp.diags_array(ones))).solve
-    fixed = solve_triangular(R, X.T, trans="T").T if len(R) else X
+    fixed = solve_triangular(R, X.T, trans=1).T if len(R) else X
     rows = sp.csr_array(
         sp.hstack([random_design(z, group, n_levels) @ Lambda, sp.csc_array(fixed)])
     )
