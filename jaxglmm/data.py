@@ -206,6 +206,8 @@ def _from_narwhals(series: nw.Series) -> Any:
 def suggest(name: str, choices: Iterable[Any], what: str = "Columns") -> str:
     """Close matches of a misspelt name, then all the choices."""
     known = [str(c) for c in choices]
+    if not known:
+        return f"{what}: none."
     close = get_close_matches(name, known, n=3, cutoff=0.6)
     hint = f"Did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
     more = f", ... ({len(known)} in all)" if len(known) > 20 else ""
@@ -253,6 +255,8 @@ def plain(column: pd.Series, rows: np.ndarray | None = None) -> np.ndarray | pd.
         column = column.iloc[rows]
     if pd.api.types.is_object_dtype(dtype):
         return _from_objects(column)
+    if pd.api.types.is_complex_dtype(dtype):
+        return column  # no number here: refused by name where it is used
     if pd.api.types.is_bool_dtype(dtype) or pd.api.types.is_numeric_dtype(dtype):
         return _from_nullable(column)
     return column

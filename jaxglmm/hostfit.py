@@ -34,6 +34,7 @@ __all__ = [
     "to_design",
 ]
 
+_EXACT = 1e-14  # residuals over response: rounding
 _ZERO = 1e-8  # theta in inner units; changes the criterion by its square
 
 
@@ -53,11 +54,19 @@ def check_gaussian(frame: ModelFrame) -> None:
             "family='gaussian' cannot take"
         )
     if frame.one_row_per_level:
-        term = frame.one_row_per_level[0]
+        group = frame.one_row_per_level[0]
+        term = next(t for t in frame.terms if t.group_name == group)
         raise FormulaError(
-            f"the term {term} has as many random effects as there are rows, so they "
-            "cannot be told from the residuals of a Gaussian model. Drop the term, or "
-            "group by something with several rows per level."
+            f"the term {term.text} has as many random effects as there are rows "
+            f"({len(frame.y)}), so they cannot be told from the residuals of a "
+            "Gaussian model. Drop the term, or group by something with several rows "
+            "per level."
+        )
+    n, p = frame.X.shape
+    if p == n:
+        raise DataError(
+            f"the fixed effects have {p} columns and the data {n} rows, so nothing is "
+            "left to estimate variances from. Leave terms out."
         )
 
 
@@ -66,6 +75,7 @@ def fit_host(arrays: Design, reml: float, start: Any, control: Control) -> Fit:
     with np.errstate(all="ignore"):
         cp, units = cross_products(arrays, np)
         theta0 = moment_start(cp, arrays.layout)
+    _check_residuals(arrays, float(units.s))
     if start is not None:
         theta0 = _given_start(start, len(units.theta_scale)) * units.theta_scale
     padded, layout = pad(cp, arrays.layout)
@@ -73,6 +83,18 @@ def fit_host(arrays: Design, reml: float, start: Any, control: Control) -> Fit:
     args = padded, np.float64(reml), theta0
     raw = run(_estimate, (layout, control), *args, keep=keep)
     return to_user_units(_unpad(raw, arrays), units)
+
+
+def _check_residuals(arrays: Design, size: float) -> None:
+    """Refuse a response that X reproduces; ``size`` is its residuals' mean square."""
+    y = arrays.y if arrays.offset is None else arrays.y - arrays.offset
+    largest = float(np.max(np.abs(y)))
+    if not size > _EXACT * largest:
+        raise DataError(
+            "the fixed effects (with the offset) reproduce the response exactly: its "
+            f"residuals are {size:.1g} where its largest value is {largest:.3g}, so no "
+            "variance is left to explain. Is a covariate made from the response?"
+        )
 
 
 def _estimate(layout, control, cp, reml, theta0):

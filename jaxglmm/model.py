@@ -146,6 +146,9 @@ def glmm(
     """
     fam = family_by_name(family)
     control = control or Control()
+    if not isinstance(control, Control):
+        kind = type(control).__name__
+        raise TypeError(f"control must be a jaxglmm.Control; found {kind}")
     reml = reml_flag(method)
     frame = model_frame(
         formula, data, weights=weights, offset=offset, contrasts=contrasts,
