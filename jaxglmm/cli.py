@@ -8,6 +8,7 @@ input, with one message and no traceback.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -134,23 +135,23 @@ def _read(source: str) -> Any:
         )
     import pandas as pd
 
-    if path.suffix.lower() in (".parquet", ".pq"):
-        try:
-            return pd.read_parquet(path)
-        except ImportError:
-            raise ValueError(
-                "reading Parquet needs pyarrow: pip install pyarrow"
-            ) from None
-    return pd.read_csv(path)
+    is_parquet = path.suffix.lower() in (".parquet", ".pq")
+    try:
+        return pd.read_parquet(path) if is_parquet else pd.read_csv(path)
+    except ImportError:
+        raise ValueError("reading Parquet needs pyarrow: pip install pyarrow") from None
+    except Exception as error:  # readers raise errors of many kinds
+        kind = "Parquet" if is_parquet else "CSV"
+        raise ValueError(f"{source} cannot be read as {kind}: {error}") from None
 
 
 def as_record(model: Any) -> dict[str, Any]:
-    """Everything a fit says, in plain JSON types (NaN as null)."""
+    """Everything a fit says, in plain JSON types (null where not finite)."""
     glance = model.glance().iloc[0].to_dict()
     record = {
         "formula": model.formula,
         **glance,
-        "verdict": str(model.status),
+        "verdict": model.verdict,
         "n_groups": model.n_groups,
         "fixef": model.fixef.to_dict(),
         "se": model.se.to_dict(),
@@ -173,6 +174,6 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if hasattr(value, "item"):
         value = value.item()
-    if isinstance(value, float) and value != value:
-        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no word for these
     return value

@@ -81,9 +81,10 @@ def _get(fn, static, args, treedef, shapes, keep):
 
 def _return_memory() -> None:
     """Give what the compiler freed back to the system, where the C library can."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
+    if os.name == "posix":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def cache_dir() -> Path | None:

@@ -8,6 +8,7 @@ Everything is float64, and no JAX array leaves the compiled call.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from jaxglmm.crossproducts import cross_products
 from jaxglmm.designs import Design, Term
 from jaxglmm.elimination import conditional_covariances, eliminate
 from jaxglmm.encoding import ModelFrame
-from jaxglmm.errors import DataError, FormulaError
+from jaxglmm.errors import DataError, FormulaError, Status
 from jaxglmm.fitting import Control, Raw, estimate, to_user_units
 from jaxglmm.plan import Layout
 from jaxglmm.results import Fit
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 _EXACT = 1e-14  # residuals over response: rounding
+_LOST = 1e-7  # sigma over the spread of y: its square has lost all digits
 _ZERO = 1e-8  # theta in inner units; changes the criterion by its square
 
 
@@ -75,18 +77,33 @@ def fit_host(arrays: Design, reml: float, start: Any, control: Control) -> Fit:
     with np.errstate(all="ignore"):
         cp, units = cross_products(arrays, np)
         theta0 = moment_start(cp, arrays.layout)
-    _check_residuals(arrays, float(units.s))
+    _check_residuals(arrays, float(units.s) if cp.gram[-1, -1] > 0 else 0.0)
     if start is not None:
         theta0 = _given_start(start, len(units.theta_scale)) * units.theta_scale
     padded, layout = pad(cp, arrays.layout)
     keep = isinstance(control.optimizer, str) and built_in(layout)
     args = padded, np.float64(reml), theta0
     raw = run(_estimate, (layout, control), *args, keep=keep)
-    return to_user_units(_unpad(raw, arrays), units)
+    return _trusted(to_user_units(_unpad(raw, arrays), units), float(units.s))
+
+
+def _trusted(fit: Fit, size: float) -> Fit:
+    """The fit, or no convergence where sigma is but the rounding of cross-products.
+
+    Random effects that reproduce the response make the likelihood unbounded; its
+    largest value in double precision is then no optimum.
+    """
+    if fit.params.sigma > _LOST * size:
+        return fit
+    return dataclasses.replace(
+        fit,
+        status=np.asarray(int(Status.NONFINITE), np.int32),
+        converged=np.asarray(False),
+    )
 
 
 def _check_residuals(arrays: Design, size: float) -> None:
-    """Refuse a response that X reproduces; ``size`` is its residuals' mean square."""
+    """Refuse a response that X reproduces; ``size`` is its residuals' RMS."""
     y = arrays.y if arrays.offset is None else arrays.y - arrays.offset
     largest = float(np.max(np.abs(y)))
     if not size > _EXACT * largest:

@@ -145,7 +145,7 @@ def glmm(
     {'(Intercept)': 251.405, 'Days': 10.467}
     """
     fam = family_by_name(family)
-    control = control or Control()
+    control = Control() if control is None else control
     if not isinstance(control, Control):
         kind = type(control).__name__
         raise TypeError(f"control must be a jaxglmm.Control; found {kind}")

@@ -170,6 +170,8 @@ def boundary_facts(m: GLMM) -> list[str]:
     curvature = 0.5 * np.diagonal(np.asarray(m.fit.hess))
     start = 0
     for t, group, Lam in zip(m.frame.terms, group_labels(m), m.factors):
+        # in units of the covariates, so that theirs do not matter
+        Lam = np.sqrt(np.mean(t.z**2, axis=0))[:, None] * Lam
         kind = structure(t.structure)
         n_theta = kind.n_theta(len(t.z_names))
         for j, name in enumerate(t.z_names):
@@ -180,7 +182,7 @@ def boundary_facts(m: GLMM) -> list[str]:
                 f"the variance of {name} | {group} is zero"
                 if rest < 1e-4
                 else f"{name} | {group} is a linear function of the effects before it "
-                "(a correlation of +-1)"
+                + ("(a correlation of +-1)" if j == 1 else "(a singular covariance)")
             )
             where = _diagonal_position(kind, len(t.z_names), j)
             if where is not None:
@@ -200,15 +202,47 @@ def _diagonal_position(kind, k: int, j: int) -> int | None:
 
 def _advice(m: GLMM) -> str:
     if m.status == Status.NOT_IDENTIFIED:
+        return _identification(flat_terms(m))
+    if m.sigma < 1e-5 * np.std(np.asarray(m.design.y)):
         return (
-            "Look for two terms that say the same, or a slope that hardly varies "
-            f"within groups: {', '.join(t.text for t in m.frame.terms)}."
+            "The residual variance is almost zero: within groups the response hardly "
+            "varies, so the random effects reproduce it. Check how it was recorded."
         )
     if m.status == Status.MAX_ITER:
         return "Give Control(max_iter=...) more evaluations, or another start=."
     if m.status == Status.NONFINITE:
         return "Check the response for values that the fixed effects fit exactly."
     return "Try another start=, and look at the size of the variances."
+
+
+def flat_terms(m: GLMM) -> list[str]:
+    """Terms whose theta the criterion does not depend on, alone or together.
+
+    They have a part in the null space of the Hessian, scaled to a unit diagonal.
+    """
+    H = np.asarray(m.fit.hess)
+    size = np.sqrt(np.maximum(np.diagonal(H), 0.0))
+    size[size <= 1e-6 * np.max(size, initial=0.0)] = np.max(size, initial=1.0)
+    values, vectors = np.linalg.eigh(H / np.outer(size, size))
+    part = np.sum(vectors[:, np.abs(values) < 1e-7] ** 2, axis=1)
+    out, start = [], 0
+    for t in m.frame.terms:
+        stop = start + structure(t.structure).n_theta(len(t.z_names))
+        if np.any(part[start:stop] > 0.05):
+            out.append(t.text)
+        start = stop
+    return out
+
+
+def _identification(terms: list[str]) -> str:
+    if len(terms) == 1:
+        return (
+            f"The data do not determine {terms[0]}: drop it or simplify it. The fixed "
+            "effects may hold its levels already, or a slope hardly vary within groups."
+        )
+    if terms:
+        return f"The data do not tell these terms apart: {', '.join(terms)}. Drop one."
+    return "Look for terms that say the same, or a slope that hardly varies in groups."
 
 
 # ---- text --------------------------------------------------------------------------
@@ -230,10 +264,11 @@ def _decimals(values: np.ndarray, digits: int = 4) -> int:
     return int(np.clip(max(_significant(v, digits) for v in finite), 0, 6))
 
 
-def _number(x: float, decimals: int) -> str:
+def _number(x: float, decimals: int, least: float = 0.5) -> str:
+    """Fixed decimals, or four digits where below ``least`` of the last of them."""
     if x is None or not np.isfinite(x):
         return "NA" if x is None or np.isnan(x) else str(x)
-    if x != 0 and (abs(x) >= 1e7 or abs(x) < 0.5 * 10.0**-decimals):
+    if x != 0 and (abs(x) >= 1e7 or abs(x) < least * 10.0**-decimals):
         return f"{x:.4g}"
     return f"{x:.{decimals}f}"
 
@@ -268,7 +303,7 @@ def _random_rows(m: GLMM) -> list[list[str]]:
     places = [_decimals(np.array([b[i] for b in blocks])) for i in (2, 3)]
     for group, name, var, sd, corr in blocks:
         rows.append(
-            [group, name, _number(var, places[0]), _number(sd, places[1]), *corr]
+            [group, name, _number(var, places[0], 5), _number(sd, places[1], 5), *corr]
         )
     return rows
 
@@ -283,8 +318,9 @@ def _fixed_rows(m: GLMM) -> list[list[str]]:
         t = est / se
     rows = [["", "Estimate", "Std. Error", "t value"]]
     for name, b, s, tv in zip(m.fixef.index, est, se, t):
-        d = max(3, min(_significant(s, 4), 8))
-        rows.append([name, _number(b, d), _number(s, d), _number(tv, 3)])
+        d = max(3, _significant(s, 4))
+        shown = [f"{v:.4g}" if d > 7 else _number(v, d) for v in (b, s)]
+        rows.append([name, *shown, _number(tv, 3)])
     return rows
 
 

@@ -141,72 +141,89 @@ def minimize_newton(
     >>> bool(minimize_newton(fn, jnp.zeros(2)).status == 0)
     True
     """
-    eps = jnp.finfo(x0.dtype).eps
-    tight = float(eps) ** 0.8 if tol is None else tol
-    loose = max(float(eps) ** 0.5, tight)
+    eps = float(jnp.finfo(x0.dtype).eps)
+    tight = eps**0.8 if tol is None else tol
+    loose = max(eps**0.5, tight)
+
+    def body(s: _State) -> _State:
+        start = s.n_iter == 0
+        now, accept, finite = _take(s, fn(s.trial), eps)
+        step = curvature_step(now.grad, now.hess, now.radius)
+        status = _judge(s, step, accept, finite, start, now.radius, tight, loose)
+        n_iter = s.n_iter + 1
+        out_of_time = (status < 0) & (n_iter >= max_iter)
+        return now._replace(
+            trial=now.x + step.p,
+            step=step.p,
+            predicted=step.predicted,
+            decrement=step.decrement,
+            min_eigenvalue=step.min_eigenvalue,
+            flat=step.flat,
+            n_iter=n_iter,
+            status=jnp.where(out_of_time, jnp.int32(Status.MAX_ITER), status),
+        )
+
+    s = lax.while_loop(lambda s: s.status < 0, body, _first(x0, radius))
+    # the last step is known already and squares the error that is left
+    done = (s.status == int(Status.CONVERGED)) & (s.decrement <= loose)
+    return Minimum(
+        x=jnp.where(done, s.trial, s.x),
+        value=s.value,
+        grad=s.grad,
+        hess=s.hess,
+        decrement=s.decrement,
+        min_eigenvalue=s.min_eigenvalue,
+        flat=s.flat,
+        n_iter=s.n_iter,
+        status=s.status,
+    )
+
+
+def _first(x0: Array, radius: float) -> _State:
+    """State before the first evaluation, which will be at x0 and accepted."""
     inf = jnp.asarray(jnp.inf, x0.dtype)
     zero = jnp.zeros_like(x0)
-    first = _State(
+    square = jnp.zeros((x0.shape[0], x0.shape[0]), x0.dtype)
+    return _State(
         x=x0,
         value=inf,
         grad=zero,
-        hess=jnp.zeros((x0.shape[0], x0.shape[0]), x0.dtype),
+        hess=square,
         trial=x0,
         step=zero,
         predicted=inf,
         decrement=inf,
         min_eigenvalue=inf,
-        flat=jnp.zeros((x0.shape[0], x0.shape[0]), x0.dtype),
+        flat=square,
         radius=jnp.asarray(radius, x0.dtype),
         n_iter=jnp.zeros((), jnp.int32),
         status=jnp.full((), -1, jnp.int32),
     )
 
-    def body(s: _State) -> _State:
-        value, grad, hess = fn(s.trial)
-        finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(grad))
-        finite = finite & jnp.all(jnp.isfinite(hess))
-        start = s.n_iter == 0
-        # rounding in the value hides any smaller change; trust the model below it
-        noise = 100.0 * eps * jnp.abs(jnp.where(start, 0.0, s.value))
-        gained = jnp.where(start, inf, s.value - value)
-        ratio = jnp.where(s.predicted <= noise, 1.0, gained / s.predicted)
-        ratio = jnp.where(gained < -noise, -1.0, ratio)
-        accept = finite & (start | (ratio > 1e-4))
-        x = jnp.where(accept, s.trial, s.x)
-        grad = jnp.where(accept, grad, s.grad)
-        hess = jnp.where(accept, hess, s.hess)
-        value = jnp.where(accept, value, s.value)
-        length = jnp.sqrt(jnp.sum(s.step**2))
-        radius = jnp.where(ratio > 0.75, jnp.maximum(s.radius, 2.0 * length), s.radius)
-        radius = jnp.where(~finite | (ratio < 0.25), 0.25 * length, radius)
-        radius = jnp.where(start, s.radius, radius)
-        step = curvature_step(grad, hess, radius)
-        n_iter = s.n_iter + 1
-        status = _judge(s, step, accept, finite, start, radius, tight, loose)
-        status = jnp.where(
-            (status < 0) & (n_iter >= max_iter), int(Status.MAX_ITER), status
-        )
-        return _State(
-            x, value, grad, hess, x + step.p, step.p, step.predicted, step.decrement,
-            step.min_eigenvalue, step.flat, radius, n_iter, status.astype(jnp.int32),
-        )  # fmt: skip
 
-    s = lax.while_loop(lambda s: s.status < 0, body, first)
-    # the last step is known already and squares the error that is left
-    done = (s.status == int(Status.CONVERGED)) & (s.decrement <= loose)
-    x = jnp.where(done, s.trial, s.x)
-    return Minimum(
-        x,
-        s.value,
-        s.grad,
-        s.hess,
-        s.decrement,
-        s.min_eigenvalue,
-        s.flat,
-        s.n_iter,
-        s.status,
+def _take(s: _State, evaluated, eps: float) -> tuple[_State, Array, Array]:
+    """Take the trial point or leave it, and set the trust radius by how it went."""
+    value, grad, hess = evaluated
+    finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(grad))
+    finite = finite & jnp.all(jnp.isfinite(hess))
+    start = s.n_iter == 0
+    # rounding in the value hides any smaller change; trust the model below it
+    noise = 100.0 * eps * jnp.abs(jnp.where(start, 0.0, s.value))
+    gained = jnp.where(start, jnp.inf, s.value - value)
+    ratio = jnp.where(s.predicted <= noise, 1.0, gained / s.predicted)
+    ratio = jnp.where(gained < -noise, -1.0, ratio)
+    accept = finite & (start | (ratio > 1e-4))
+    length = jnp.sqrt(jnp.sum(s.step**2))
+    radius = jnp.where(ratio > 0.75, jnp.maximum(s.radius, 2.0 * length), s.radius)
+    radius = jnp.where(~finite | (ratio < 0.25), 0.25 * length, radius)
+    now = s._replace(
+        x=jnp.where(accept, s.trial, s.x),
+        value=jnp.where(accept, value, s.value),
+        grad=jnp.where(accept, grad, s.grad),
+        hess=jnp.where(accept, hess, s.hess),
+        radius=jnp.where(start, s.radius, radius),
     )
+    return now, accept, finite
 
 
 def _judge(s, step, accept, finite, start, radius, tight, loose) -> Array:
@@ -220,4 +237,5 @@ def _judge(s, step, accept, finite, start, radius, tight, loose) -> Array:
     status = jnp.where(stalled, int(Status.STALLED), -1)
     status = jnp.where(minimum, int(Status.CONVERGED), status)
     status = jnp.where(minimum & flat, int(Status.NOT_IDENTIFIED), status)
-    return jnp.where(start & ~finite, int(Status.NONFINITE), status)
+    status = jnp.where(start & ~finite, int(Status.NONFINITE), status)
+    return status.astype(jnp.int32)
