@@ -220,7 +220,7 @@ def estimate(
     theta = minimum.x * signs
     at, done = profile(theta, cp, layout, reml)
     b = conditional_modes(theta, done, at.beta, cp, layout)
-    status, is_singular = _verdict(minimum, theta, layout)
+    status, is_singular = _verdict(minimum, theta, at.sigma2, layout)
     u = _spherical(theta, b, layout)
     return Raw(
         lax.stop_gradient(minimum), theta, at.beta, at.gls, at.sigma2, at.objective,
@@ -296,8 +296,15 @@ def canonical_signs(theta: Array, layout: Layout) -> Array:
     return jnp.concatenate(signs)
 
 
-def _verdict(minimum: Minimum, theta: Array, layout: Layout) -> tuple[Array, Array]:
-    """Status with the boundary told from a flat direction, and singularity."""
+def _verdict(
+    minimum: Minimum, theta: Array, sigma2: Array, layout: Layout
+) -> tuple[Array, Array]:
+    """Status with the boundary told from a flat direction, and singularity.
+
+    Random effects that reproduce the response make the likelihood unbounded; where
+    sigma^2, relative to the response, is the rounding of cross-products, the largest
+    value found is no optimum.
+    """
     singular = jnp.zeros((), bool)
     for Lam in block_factors(theta, layout):
         singular = singular | jnp.any(jnp.diagonal(Lam) < _SINGULAR)
@@ -306,6 +313,8 @@ def _verdict(minimum: Minimum, theta: Array, layout: Layout) -> tuple[Array, Arr
     gauge = _turns_only(minimum, layout)
     ended = (status == Status.CONVERGED) | ((status == Status.NOT_IDENTIFIED) & gauge)
     status = jnp.where(ended & singular, int(Status.BOUNDARY), status)
+    unbounded = ~(sigma2 > 100.0 * float(jnp.finfo(sigma2.dtype).eps))
+    status = jnp.where(unbounded, int(Status.NONFINITE), status)
     return status.astype(jnp.int32), singular
 
 

@@ -8,7 +8,6 @@ Everything is float64, and no JAX array leaves the compiled call.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from jaxglmm.crossproducts import cross_products
 from jaxglmm.designs import Design, Term
 from jaxglmm.elimination import conditional_covariances, eliminate
 from jaxglmm.encoding import ModelFrame
-from jaxglmm.errors import DataError, FormulaError, Status
+from jaxglmm.errors import DataError, FormulaError
 from jaxglmm.fitting import Control, Raw, estimate, to_user_units
 from jaxglmm.plan import Layout
 from jaxglmm.results import Fit
@@ -36,7 +35,6 @@ __all__ = [
 ]
 
 _EXACT = 1e-14  # residuals over response: rounding
-_LOST = 1e-7  # sigma over the spread of y: its square has lost all digits
 _ZERO = 1e-8  # theta in inner units; changes the criterion by its square
 
 
@@ -84,22 +82,7 @@ def fit_host(arrays: Design, reml: float, start: Any, control: Control) -> Fit:
     keep = isinstance(control.optimizer, str) and built_in(layout)
     args = padded, np.float64(reml), theta0
     raw = run(_estimate, (layout, control), *args, keep=keep)
-    return _trusted(to_user_units(_unpad(raw, arrays), units), float(units.s))
-
-
-def _trusted(fit: Fit, size: float) -> Fit:
-    """The fit, or no convergence where sigma is but the rounding of cross-products.
-
-    Random effects that reproduce the response make the likelihood unbounded; its
-    largest value in double precision is then no optimum.
-    """
-    if fit.params.sigma > _LOST * size:
-        return fit
-    return dataclasses.replace(
-        fit,
-        status=np.asarray(int(Status.NONFINITE), np.int32),
-        converged=np.asarray(False),
-    )
+    return to_user_units(_unpad(raw, arrays), units)
 
 
 def _check_residuals(arrays: Design, size: float) -> None:

@@ -252,6 +252,21 @@ def test_duplicated_term_is_not_identified(sleepstudy):
     assert not bool(res.converged)
 
 
+def test_flat_criterion_is_not_identified(sleepstudy):
+    """Fixed effects for every subject leave nothing for a random intercept."""
+    design = jg.design("Reaction ~ Subject + (1 | Subject)", sleepstudy)
+    assert int(jg.fit(design).status) == Status.NOT_IDENTIFIED
+
+
+@pytest.mark.parametrize("seed", [1, 2, 4])
+def test_unbounded_likelihood_does_not_converge(sleepstudy, seed):
+    """Subjects reproduce the response, so the residual variance runs to zero."""
+    levels = np.random.default_rng(seed).normal(size=18)
+    data = sleepstudy.assign(Reaction=np.repeat(levels, 10))
+    res = jg.fit(jg.design("Reaction ~ 1 + (1 | Subject)", data))
+    assert not bool(res.converged)
+
+
 def test_collinear_columns_get_a_status(sleep_design):
     X = jnp.column_stack([sleep_design.X, 2.0 * sleep_design.X[:, 1]])
     res = jax.jit(jg.fit)(sleep_design.replace(X=X))

@@ -64,11 +64,14 @@ class _Step(NamedTuple):
     flat: Array
 
 
-def curvature_step(g: Array, H: Array, radius: Array) -> _Step:
-    """Step (1) and what it promises."""
+def curvature_step(g: Array, H: Array, radius: Array, value: Array) -> _Step:
+    """Step (1) and what it promises; curvature below rounding of value counts as none."""
     d, U = symmetric_eigen(H)
-    size = jnp.max(jnp.abs(d))
-    floor = jnp.maximum(_FLAT * size, jnp.finfo(g.dtype).tiny)
+    noise = 100.0 * jnp.finfo(g.dtype).eps * jnp.maximum(1.0, jnp.abs(value))
+    noise = jnp.where(jnp.isfinite(noise), noise, 1.0)
+    size = jnp.maximum(jnp.max(jnp.abs(d)), noise)
+    floor = jnp.maximum(_FLAT * size, noise)
+    d = jnp.where(jnp.abs(d) <= floor, 0.0, d)
     scale = jnp.maximum(jnp.abs(d), floor)
     gt = U.T @ g
     p = -gt / scale
@@ -82,8 +85,8 @@ def curvature_step(g: Array, H: Array, radius: Array) -> _Step:
         p=U @ p,
         decrement=jnp.sum(gt**2 / scale),
         predicted=-(gt @ p + 0.5 * jnp.sum(d * p**2)),
-        min_eigenvalue=jnp.min(d) / jnp.where(size > 0, size, 1.0),
-        flat=(U * (jnp.abs(d) <= _FLAT * size)[None].astype(U.dtype)) @ U.T,
+        min_eigenvalue=jnp.min(d) / size,
+        flat=(U * (d == 0.0)[None].astype(U.dtype)) @ U.T,
     )
 
 
@@ -148,7 +151,7 @@ def minimize_newton(
     def body(s: _State) -> _State:
         start = s.n_iter == 0
         now, accept, finite = _take(s, fn(s.trial), eps)
-        step = curvature_step(now.grad, now.hess, now.radius)
+        step = curvature_step(now.grad, now.hess, now.radius, now.value)
         status = _judge(s, step, accept, finite, start, now.radius, tight, loose)
         n_iter = s.n_iter + 1
         out_of_time = (status < 0) & (n_iter >= max_iter)

@@ -109,7 +109,7 @@ def minimize_optax(
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
         last = lax.while_loop(going, body, first)
     value, grad, hess = value_grad_hess(last.x)
-    at = curvature_step(grad, hess, jnp.asarray(1.0, x0.dtype))
+    at = curvature_step(grad, hess, jnp.asarray(1.0, x0.dtype), value)
     # the decrement is in the objective's units: below this the fit is done
     done = at.decrement <= max(float(eps) ** 0.6, 1e-8)
     status = jnp.where(
