@@ -51,18 +51,21 @@ class Structure:
     column : callable, k -> (m,) int, optional
         The column of Lambda in which theta_i stands alone. Changing the sign of a
         column leaves Q unchanged; after the fit the diagonal is made positive so.
+    common : bool
+        Whether all effects share one scale, as where theta scales them together.
     labels : callable, names -> m labels, optional
         Labels of theta; ``theta1``, ``theta2``, ... otherwise.
 
     Examples
     --------
-    Compound symmetry with one standard deviation and one correlation:
+    Two exchangeable effects, with one standard deviation and one correlation (no call
+    to ``jnp.linalg``, whose batched kernels can hang under ``vmap``):
 
     >>> import jax.numpy as jnp
     >>> def factor(theta, k):
     ...     rho = jnp.tanh(theta[1])
-    ...     R = jnp.full((k, k), rho).at[jnp.diag_indices(k)].set(1.0)
-    ...     return theta[0] * jnp.linalg.cholesky(R)
+    ...     rest = jnp.sqrt(1.0 - rho**2)
+    ...     return theta[0] * jnp.array([[1.0, 0.0], [rho, rest]])
     >>> start = lambda k: (1.0, 0.1)
     >>> register_structure(Structure("exchangeable", lambda k: 2, factor, start))
     """
@@ -73,6 +76,7 @@ class Structure:
     start: Callable[[int], tuple[float, ...]]
     row: Callable[[int], tuple[int, ...]] | None = None
     column: Callable[[int], tuple[int, ...]] | None = None
+    common: bool = False
     labels: Callable[[list[str]], list[str]] | None = None
 
     def theta_labels(self, names: list[str]) -> list[str]:
@@ -178,7 +182,9 @@ register_structure(
         n_theta=lambda k: 1,
         Lambda=lambda theta, k: theta[0] * jnp.eye(k, dtype=theta.dtype),
         start=lambda k: (1.0,),
+        row=lambda k: (0,),
         column=lambda k: (0,),
+        common=True,
         labels=lambda names: ["scale"],
     )
 )

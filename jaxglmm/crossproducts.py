@@ -11,9 +11,10 @@ so that an evaluation of the likelihood costs nothing in n. Blocks keep the long
 levels, last.
 
 Units. Columns of X are scaled and whitened (X T has unit Gram matrix), columns of z are
-scaled to unit root mean square, and y is replaced by (y - offset - X b0) / s, least
-squares residuals of unit size. The likelihood knows how to undo each of these exactly
-whatever T, b0 and s are, so they carry no derivative; they make covariates of any scale
+scaled to unit root mean square, y is replaced by (y - offset - X T b) / s, least
+squares residuals of unit size, and weights have mean one. The likelihood knows how to
+undo each of these exactly
+whatever T, b and s are, so they carry no derivative; they make covariates of any scale
 behave and keep the residual sum of squares from cancelling.
 
 The same code runs on NumPy arrays (one fast pass on the host) and on JAX arrays.
@@ -54,16 +55,20 @@ class SparseTail:
 class Units:
     """How the inner parameters turn into the user's.
 
-    beta = b0 + s T beta~, sigma = s sigma~, theta = theta~ / theta_scale. ``aliased``
-    (p,) marks columns of X that depend linearly on earlier ones: their beta stays zero.
+    beta = T (b + s beta~), sigma = s sqrt(w_scale) sigma~, theta = theta~ /
+    theta_scale. ``w_scale`` is the mean weight. ``aliased`` (p,) marks columns of X
+    that depend linearly on earlier ones: their beta stays zero. ``exact``: X
+    reproduces y.
     """
 
-    b0: Array
+    b: Array
     T: Array
     s: Array
+    w_scale: Array
     theta_scale: Array
     z_scale: tuple[Array, ...]
     aliased: Array
+    exact: Array
 
 
 @jax.tree_util.register_dataclass
@@ -104,12 +109,10 @@ def cross_products(design, np_like: ModuleType = jnp) -> tuple[CrossProducts, Un
     CrossProducts, Units
     """
     xp = np_like
-    y, X = design.y, design.X
-    n = y.shape[0]
-    w = xp.ones(n, y.dtype) if design.weights is None else design.weights
-    z_scale, theta_scale = _term_scales(design, w, xp)
-    X, y, units = _standardize(design, X, y, w, z_scale, theta_scale, xp)
-    rows = _Rows(design, w, X, y, z_scale, xp)
+    y, X, z, w, w_scale = _weighted(design, xp)
+    z_scale, theta_scale = _term_scales(design, z, w, w_scale, xp)
+    X, y, units = _standardize(X, y, w, w_scale, z_scale, theta_scale, xp)
+    rows = _Rows(design, w, X, y, [v / s[None] for v, s in zip(z, z_scale)], xp)
     layout = design.layout
     own, up, tail = [], [], []
     for f in range(layout.n_chain):
@@ -146,24 +149,50 @@ def _stop(x, xp):
     return lax.stop_gradient(x) if xp is jnp else x
 
 
-def _term_scales(design, w: Array, xp) -> tuple[tuple[Array, ...], Array]:
-    """Root mean square of every z column, and what that does to theta."""
+def _weighted(design, xp):
+    """Rows (y - offset, X, z) and weights of mean one, and the mean they had.
+
+    Rows of weight zero are emptied, whatever they held; a negative weight makes the
+    likelihood not finite.
+    """
+    y = design.y if design.offset is None else design.y - design.offset
+    X, z = design.X, [t.z for t in design.terms]
+    if design.weights is None:
+        one = xp.ones((), y.dtype)
+        return y, X, z, xp.ones(y.shape[0], y.dtype), one
+    w = xp.where(design.weights < 0, xp.nan, design.weights)
+    used = w > 0
+    if xp is jnp:  # on the host they are known to be positive
+        y = xp.where(used, y, 0.0)
+        X, *z = (xp.where(used[:, None], v, 0.0) for v in (X, *z))
+    count = xp.maximum(xp.sum(xp.where(used, 1.0, 0.0)), 1.0).astype(w.dtype)
+    mean = xp.sum(w) / count
+    mean = _stop(xp.where(mean == 0, 1.0, mean), xp)
+    return y, X, z, w / mean, mean
+
+
+def _term_scales(design, z, w: Array, w_scale: Array, xp):
+    """Root mean square of every z column, and what units do to theta."""
     n = xp.maximum(xp.sum(w), xp.finfo(w.dtype).tiny)
+    root = xp.sqrt(w_scale)
     z_scale, theta_scale = [], []
-    for term in design.terms:
+    for term, columns in zip(design.terms, z):
         kind = structure(term.structure)
-        if kind.row is None:
-            z_scale.append(xp.ones(term.k, w.dtype))
+        if kind.row is None:  # theta has no unit: z takes up the weights' alone
+            z_scale.append(xp.ones(term.k, w.dtype) / root)
             theta_scale.append(xp.ones(kind.n_theta(term.k), w.dtype))
             continue
-        scale = xp.sqrt(xp.sum(w[:, None] * term.z**2, axis=0) / n)
+        square = xp.sum(w[:, None] * columns**2, axis=0) / n
+        if kind.common:
+            square = xp.mean(square) * xp.ones(term.k, w.dtype)
+        scale = xp.sqrt(square)
         scale = _stop(xp.where(scale > 0, scale, 1.0), xp)
         z_scale.append(scale)
-        theta_scale.append(scale[np.array(kind.row(term.k))])
+        theta_scale.append(root * scale[np.array(kind.row(term.k))])
     return tuple(z_scale), xp.concatenate(theta_scale)
 
 
-def _standardize(design, X, y, w, z_scale, theta_scale, xp):
+def _standardize(X, y, w, w_scale, z_scale, theta_scale, xp):
     """Whitened X, least-squares residuals of y, and the way back."""
     n = xp.maximum(xp.sum(w), xp.finfo(w.dtype).tiny)
     G = (X * w[:, None]).T @ X / n
@@ -172,12 +201,13 @@ def _standardize(design, X, y, w, z_scale, theta_scale, xp):
     T, aliased = _whitener(G / (size[:, None] * size[None, :]), xp)
     T = _stop(T / size[:, None], xp)
     Xw = X @ T
-    y = y if design.offset is None else y - design.offset
+    largest = xp.max(xp.abs(y))
     b = _stop((Xw * w[:, None]).T @ y / n, xp)
     y = y - Xw @ b
     s = xp.sqrt(xp.sum(w * y**2) / n)
+    exact = s <= 100.0 * float(xp.finfo(w.dtype).eps) * largest
     s = _stop(xp.where(s > 0, s, 1.0), xp)
-    units = Units(T @ b, T, s, theta_scale, z_scale, _stop(aliased, xp))
+    units = Units(b, T, s, w_scale, theta_scale, z_scale, _stop(aliased, xp), exact)
     return Xw, y / s, units
 
 
@@ -232,13 +262,10 @@ def _segment_sum(values: Array, codes: Array, n_levels: int, xp) -> Array:
 class _Rows:
     """The weighted rows, and the sums over them that blocks need."""
 
-    def __init__(self, design, w, X, y, z_scale, xp):
+    def __init__(self, design, w, X, y, z, xp):
         self.xp, self.layout, self.w = xp, design.layout, w
         self.X, self.y = X, y
-        self.z = [
-            _columns([design.terms[t].z / z_scale[t][None] for t in b.terms], xp)
-            for b in self.layout.blocks
-        ]
+        self.z = [_columns([z[t] for t in b.terms], xp) for b in self.layout.blocks]
         self.zw = [z * w[:, None] for z in self.z]
         self.codes = [design.terms[b.terms[0]].group for b in self.layout.blocks]
 

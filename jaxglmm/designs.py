@@ -28,7 +28,7 @@ from jaxglmm.errors import DesignError
 from jaxglmm.plan import Layout, Plan, make_plan
 from jaxglmm.typing import Array
 
-__all__ = ["Design", "Term"]
+__all__ = ["Design", "Term", "check_design"]
 
 
 @jax.tree_util.register_dataclass
@@ -117,9 +117,12 @@ class Design:
     plan: Plan | None = None
 
     def __post_init__(self):
-        if self.plan is None and hasattr(self.y, "shape"):
-            object.__setattr__(self, "terms", tuple(self.terms))
-            _check(self)
+        # a tree function may rebuild a Design around placeholders: those pass
+        given = hasattr(self.y, "shape") or isinstance(self.y, (list, tuple))
+        if self.plan is None and given:
+            check_design(self)
+            for i, term in enumerate(self.terms):
+                _check_codes(term, i)
             object.__setattr__(self, "plan", make_plan(self.terms))
 
     def replace(self, **changes) -> Design:
@@ -145,8 +148,12 @@ class Design:
         return sum(structure(t.structure).n_theta(t.k) for t in self.terms)
 
 
-def _check(design: Design) -> None:
+def check_design(design: Design) -> None:
+    """Refuse arrays whose shapes do not fit together."""
     y, X = design.y, design.X
+    for name, value in (("y", y), ("X", X)):
+        if not hasattr(value, "shape"):
+            raise DesignError(f"{name} must be an array; found {type(value).__name__}")
     if y.ndim != 1:
         raise DesignError(f"y must have shape (n,); found {y.shape}")
     n = y.shape[0]
@@ -154,12 +161,17 @@ def _check(design: Design) -> None:
         raise DesignError(
             f"X must have shape ({n}, p) as y has {n} rows; found {X.shape}"
         )
+    if not isinstance(design.terms, tuple):
+        found = type(design.terms).__name__
+        raise DesignError(f"terms must be a tuple of Term; found {found}")
     if not design.terms:
         raise DesignError("terms is empty: a mixed model needs at least one Term")
     for name in ("weights", "offset"):
         value = getattr(design, name)
-        if value is not None and value.shape != (n,):
-            raise DesignError(f"{name} must have shape ({n},); found {value.shape}")
+        if value is not None and jnp.shape(value) != (n,):
+            raise DesignError(
+                f"{name} must have shape ({n},); found {jnp.shape(value)}"
+            )
     for i, term in enumerate(design.terms):
         if not isinstance(term, Term):
             raise DesignError(f"terms[{i}] must be a Term; found {type(term).__name__}")
@@ -181,9 +193,13 @@ def _check_term(term: Term, i: int, n: int) -> None:
             f"terms[{i}].group must hold integer codes; found {term.group.dtype}"
         )
     structure(term.structure)
+
+
+def _check_codes(term: Term, i: int) -> None:
     if isinstance(term.group, Tracer):
         return
-    low, high = int(np.min(term.group)), int(np.max(term.group))
+    codes = np.asarray(term.group)
+    low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= term.n_levels:
         raise DesignError(
             f"terms[{i}].group must hold codes 0 ... {term.n_levels - 1}; "

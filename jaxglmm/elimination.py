@@ -52,7 +52,8 @@ class Eliminated:
     """What elimination leaves behind.
 
     T (p + 1, p + 1): [X y]' V^-1 [X y]. logdet: log|V|. ``N[f]`` (K, K, J), and
-    ``up[f]``, ``tail[f]``: the cross-products of block f when its turn came. ``S_inv``
+    ``own[f]``, ``up[f]``, ``tail[f]``: the cross-products of block f when its turn
+    came. ``S_inv``
     (q_R, q_R): inverse of the tail's system in spherical effects; ``H_tail``
     (q_R, p + 1) its right-hand sides.
     """
@@ -60,6 +61,7 @@ class Eliminated:
     T: Array
     logdet: Array
     N: tuple[Array, ...]
+    own: tuple[Array, ...]
     up: tuple[tuple[Array, ...], ...]
     tail: tuple[Array | SparseTail, ...]
     S_inv: Array
@@ -113,6 +115,7 @@ def eliminate(theta: Array, cp: CrossProducts, layout: Layout) -> Eliminated:
         T,
         logdet + logdet_tail,
         tuple(N),
+        tuple(own),
         tuple(map(tuple, up)),
         tuple(tail),
         S_inv,
@@ -221,33 +224,38 @@ def _eliminate_tail(gram: Array, factors, layout: Layout):
 
 def conditional_modes(
     theta: Array, done: Eliminated, beta: Array, cp: CrossProducts, layout: Layout
-) -> tuple[Array, ...]:
-    """Conditional modes b of the random effects, (J, K) for every block.
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """Conditional modes b = u Lambda' and u of every block, (J, K) each.
 
     Henderson's equations from the root back to the leaf, given beta (p,), all in inner
-    units: b_f = N_f (H_f,xy (-beta, 1)' - sum_r H_fr b_r).
+    units: with r_f = H_f,xy (-beta, 1)' - sum_r H_fr b_r,
+
+        b_f = N_f r_f,      u_f = Lambda' (r_f - H_ff b_f).
     """
     factors = block_factors(theta, layout)
     c = jnp.append(-beta, 1.0)
-    q = layout.tail_size
-    b_tail = gram_tail = done.H_tail @ c
-    if q:
-        b_tail = _tail_rows(
-            (done.S_inv @ gram_tail)[:, None], factors, layout, transpose=False
-        )[:, 0]
+    u_tail = done.S_inv @ (done.H_tail @ c)
+    b_tail = u_tail
+    if layout.tail:
+        b_tail = _tail_rows(u_tail[:, None], factors, layout, transpose=False)[:, 0]
     modes: list[Array] = [None] * layout.n_chain
+    spherical: list[Array] = [None] * layout.n_chain
     for f in reversed(range(layout.n_chain)):
         right = _apply_tail(done.tail[f], -b_tail, c)
         for g in range(f + 1, layout.n_chain):
             b_g = modes[g][:, _ancestor(cp.parents, f, g)]
             right = right - jnp.sum(done.up[f][g - f - 1] * b_g[None], axis=1)
         modes[f] = jnp.sum(done.N[f] * right[None], axis=1)  # (K, J)
-    out = [m.T for m in modes]
+        left = right - jnp.sum(done.own[f] * modes[f][None], axis=1)
+        spherical[f] = factors[f].T @ left
+    b, u = [m.T for m in modes], [m.T for m in spherical]
     start = 0
-    for b in layout.tail:
-        out.append(b_tail[start : start + b.size].reshape(b.n_levels, b.k))
-        start += b.size
-    return tuple(out)
+    for block in layout.tail:
+        shape, at = (block.n_levels, block.k), slice(start, start + block.size)
+        b.append(b_tail[at].reshape(shape))
+        u.append(u_tail[at].reshape(shape))
+        start += block.size
+    return tuple(b), tuple(u)
 
 
 def _apply_tail(H: Array | SparseTail, tail: Array, xy: Array) -> Array:

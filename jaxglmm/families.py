@@ -38,7 +38,7 @@ def family_by_name(family: str | Family | None) -> Family:
     """
     if family is None:
         return Gaussian()
-    if isinstance(family, Family):
+    if isinstance(family, tuple(_FAMILIES.values())):
         return family
     if isinstance(family, str) and family.lower() in _FAMILIES:
         return _FAMILIES[family.lower()]()

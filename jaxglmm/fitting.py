@@ -29,15 +29,15 @@ from jax import lax
 from jaxglmm.covariance import structure
 from jaxglmm.crossed import applies, crossed_value_grad_hess
 from jaxglmm.crossproducts import CrossProducts, Units, cross_products
-from jaxglmm.designs import Design
+from jaxglmm.designs import Design, check_design
 from jaxglmm.elimination import (
     block_factors,
     conditional_modes,
     split_terms,
 )
-from jaxglmm.errors import NoticeWarning, Status
+from jaxglmm.errors import DesignError, NoticeWarning, Status
 from jaxglmm.families import Family, family_by_name
-from jaxglmm.linalg import spd_inverse, symmetric_eigen
+from jaxglmm.linalg import spd_inverse
 from jaxglmm.lmm import log_likelihood, profile, profiled_objective
 from jaxglmm.optimize import Minimum, minimize
 from jaxglmm.plan import Layout
@@ -48,6 +48,7 @@ from jaxglmm.typing import Array
 __all__ = ["Control", "fit", "loglik"]
 
 _LARGE_TOL = 1e-8  # Newton decrement for large crossed designs: 1e-4 standard errors
+_FARTHEST = 1e3  # starts beyond this relative standard deviation are moved to it
 _SINGULAR = 1e-4  # a diagonal of Lambda below this counts as zero, as in lme4
 
 
@@ -63,10 +64,12 @@ class Control:
     max_iter : int, optional
         Largest number of evaluations; 50 for Newton, 500 for L-BFGS, 5,000 otherwise.
     tol : float, optional
-        Newton decrement at which to stop; by default at the limit of rounding for
-        Newton, 1e-10 for the others.
+        Newton: decrement grad' hess^-1 grad at which to stop, eps^0.8 by default (1e-8
+        for large crossed designs). optax: largest gradient element over the objective
+        at which to stop, eps^0.6 by default; the verdict asks for a decrement of 1e-8
+        (or of tol, where that is larger).
     learning_rate : float, optional
-        For an optax optimizer given by name (other than L-BFGS).
+        For an optax optimizer given by name; L-BFGS finds its own when left out.
     """
 
     optimizer: Any = "newton"
@@ -161,6 +164,7 @@ def reml_flag(method: str | None) -> float:
 
 def as_float(design: Design) -> Design:
     """Design with floating arrays of one dtype; speaks up once about float32."""
+    check_design(design)
     given = [design.y, design.X, *(t.z for t in design.terms)]
     given += [a for a in (design.weights, design.offset) if a is not None]
     dtype = common_dtype(given)
@@ -171,13 +175,22 @@ def as_float(design: Design) -> Design:
         return None if a is None else jnp.asarray(a, dtype)
 
     terms = tuple(
-        type(t)(cast(t.z), jnp.asarray(t.group), t.n_levels, t.structure)
+        type(t)(cast(t.z), jnp.asarray(t.group, jnp.int32), t.n_levels, t.structure)
         for t in design.terms
     )
     return Design(
         cast(design.y), cast(design.X), terms, cast(design.weights),
         cast(design.offset), design.plan,
     )  # fmt: skip
+
+
+def check_params(params: Params, design: Design) -> None:
+    """Refuse parameters whose shapes do not fit the design."""
+    expected = {"beta": (design.X.shape[1],), "theta": (design.n_theta,), "sigma": ()}
+    for name, shape in expected.items():
+        found = jnp.shape(getattr(params, name))
+        if found != shape:
+            raise DesignError(f"params.{name} must have shape {shape}; found {found}")
 
 
 def common_dtype(arrays: list[Array]) -> np.dtype:
@@ -206,7 +219,7 @@ def start_theta(layout: Layout, units: Units, start, dtype) -> Array:
         m = units.theta_scale.shape[0]
         if given.shape != (m,):
             raise ValueError(f"start must have shape ({m},); found {given.shape}")
-        return given * units.theta_scale
+        return jnp.clip(given * units.theta_scale, -_FARTHEST, _FARTHEST)
     return jnp.asarray(default_start(layout), dtype)
 
 
@@ -219,9 +232,8 @@ def estimate(
     signs = canonical_signs(minimum.x, layout)
     theta = minimum.x * signs
     at, done = profile(theta, cp, layout, reml)
-    b = conditional_modes(theta, done, at.beta, cp, layout)
+    b, u = conditional_modes(theta, done, at.beta, cp, layout)
     status, is_singular = _verdict(minimum, theta, at.sigma2, layout)
-    u = _spherical(theta, b, layout)
     return Raw(
         lax.stop_gradient(minimum), theta, at.beta, at.gls, at.sigma2, at.objective,
         split_terms(u, layout), split_terms(b, layout), signs, status, is_singular,
@@ -254,21 +266,11 @@ def _solve_jvp(layout, control, primals, tangents):
 
     _, d_gradient = jax.jvp(gradient, (cp, reml), (d_cp, d_reml))
     H = jax.hessian(profiled_objective)(theta, cp, layout, reml)
-    d, U = symmetric_eigen(lax.stop_gradient(H))
-    keep = (jnp.abs(d) > 1e-9 * jnp.max(jnp.abs(d))).astype(H.dtype)
-    P = (U * keep[None]) @ U.T
+    P = jnp.eye(H.shape[0], dtype=H.dtype) - lax.stop_gradient(out.flat)
     regular = P @ H @ P + (jnp.eye(P.shape[0], dtype=P.dtype) - P)
     d_theta = -P @ (spd_inverse(regular)[0] @ (P @ d_gradient))
-    d_value = _value_tangent(layout, theta, cp, reml, d_theta, d_cp, d_reml)
-    rest = jax.tree.map(_zero_tangent, out)
-    return out, rest._replace(x=d_theta, value=d_value)
-
-
-def _value_tangent(layout, theta, cp, reml, d_theta, d_cp, d_reml):
-    def value(theta, cp, reml):
-        return profiled_objective(theta, cp, layout, reml)
-
-    return jax.jvp(value, (theta, cp, reml), (d_theta, d_cp, d_reml))[1]
+    # only x is differentiated: whatever else a fit returns is made from it anew
+    return out, jax.tree.map(_zero_tangent, out)._replace(x=d_theta)
 
 
 def _zero_tangent(x):
@@ -307,7 +309,7 @@ def _verdict(
     """
     singular = jnp.zeros((), bool)
     for Lam in block_factors(theta, layout):
-        singular = singular | jnp.any(jnp.diagonal(Lam) < _SINGULAR)
+        singular = singular | jnp.any(jnp.abs(jnp.diagonal(Lam)) < _SINGULAR)
     status = minimum.status
     # on the boundary Lambda may turn without changing Q: flat, yet nothing is lost
     gauge = _turns_only(minimum, layout)
@@ -332,34 +334,21 @@ def _turns_only(minimum: Minimum, layout: Layout) -> Array:
     return jnp.max(jnp.abs(dQ)) <= 1e-3
 
 
-def _spherical(theta: Array, b: tuple[Array, ...], layout: Layout) -> tuple[Array, ...]:
-    """U with b = u Lambda': by forward substitution, zero where Lambda is singular."""
-    out = []
-    for Lam, values in zip(block_factors(theta, layout), b):
-        columns: list[Array] = []
-        for i in range(Lam.shape[0]):
-            rest = values[:, i]
-            for j, u_j in enumerate(columns):
-                rest = rest - Lam[i, j] * u_j
-            fine = jnp.abs(Lam[i, i]) > _SINGULAR
-            columns.append(jnp.where(fine, rest / jnp.where(fine, Lam[i, i], 1.0), 0.0))
-        out.append(jnp.stack(columns, axis=1))
-    return tuple(out)
-
-
 def to_user_units(raw: Raw, units: Units) -> Fit:
     """Undo the inner units; works on JAX and on NumPy arrays alike."""
-    sigma = units.s * raw.sigma2**0.5
-    beta = units.b0 + units.s * (units.T @ raw.beta)
+    sigma = units.s * (units.w_scale * raw.sigma2) ** 0.5
+    beta = units.T @ (units.b + units.s * raw.beta)
     scale = units.theta_scale * raw.signs
     vcov = raw.sigma2 * units.s**2 * (units.T @ raw.gls @ units.T.T)
     b = tuple(units.s * v / z[None] for v, z in zip(raw.b, units.z_scale))
     ok = (raw.status == int(Status.CONVERGED)) | (raw.status == int(Status.BOUNDARY))
-    aliased = (units.aliased.sum() > 0) & ok
-    gap = (int(Status.NOT_IDENTIFIED) - raw.status) * aliased.astype(raw.status.dtype)
+    aliased = (units.aliased.sum() > 0) & ok & ~units.exact
+    dtype = raw.status.dtype
+    gap = (int(Status.NOT_IDENTIFIED) - raw.status) * aliased.astype(dtype)
+    gap = gap + (int(Status.NONFINITE) - raw.status) * units.exact.astype(dtype)
     return Fit(
         params=Params(beta=beta, theta=raw.theta / units.theta_scale, sigma=sigma),
-        u=tuple(units.s * v for v in raw.u),
+        u=tuple(units.s * units.w_scale**0.5 * v for v in raw.u),
         b=b,
         loglik=-0.5 * raw.objective,
         objective=raw.objective,
@@ -367,7 +356,7 @@ def to_user_units(raw: Raw, units: Units) -> Fit:
         hess=raw.minimum.hess * scale[:, None] * scale[None, :],
         vcov_beta=vcov,
         status=raw.status + gap,
-        converged=ok & ~aliased,
+        converged=ok & ~aliased & ~units.exact,
         is_singular=raw.is_singular,
         decrement=raw.minimum.decrement,
         min_eigenvalue=raw.minimum.min_eigenvalue,
@@ -408,29 +397,18 @@ def loglik(
     True
     """
     family_by_name(family)
-    return _loglik(params, as_float(design), reml_flag(method))
+    design = as_float(design)
+    check_params(params, design)
+    return _loglik(params, design, reml_flag(method))
 
 
 @jax.jit
 def _loglik(params: Params, design: Design, reml) -> Array:
-    cp, units = cross_products(design)
-    theta = jnp.asarray(params.theta, cp.gram.dtype) * units.theta_scale
-    away = (jnp.asarray(params.beta, cp.gram.dtype) - units.b0) / units.s
-    beta = _solve_upper(units.T, away)
-    sigma = params.sigma / units.s
-    return log_likelihood(
-        theta, beta, sigma, cp, design.layout, jnp.asarray(reml, cp.gram.dtype)
-    )
-
-
-def _solve_upper(T: Array, v: Array) -> Array:
-    """T^-1 v for upper triangular T with zero columns left at zero."""
-    p = T.shape[0]
-
-    def step(i, x):
-        j = p - 1 - i
-        pivot = jnp.where(T[j, j] == 0, 1.0, T[j, j])
-        value = jnp.where(T[j, j] == 0, 0.0, (v[j] - T[j] @ x) / pivot)
-        return x.at[j].set(value)
-
-    return lax.fori_loop(0, p, step, jnp.zeros_like(v))
+    # at beta the mean is zero for y - X beta, whatever the rank of X
+    dtype = design.y.dtype
+    mean = design.X @ jnp.asarray(params.beta, dtype)
+    cp, units = cross_products(design.replace(y=design.y - mean))
+    theta = jnp.asarray(params.theta, dtype) * units.theta_scale
+    sigma = params.sigma / units.s / units.w_scale**0.5
+    reml = jnp.asarray(reml, dtype)
+    return log_likelihood(theta, -units.b / units.s, sigma, cp, design.layout, reml)

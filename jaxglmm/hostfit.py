@@ -145,7 +145,11 @@ def effect_covariances(design: Design, fit: Fit) -> list[np.ndarray]:
     out = []
     for block, value in zip(design.layout.blocks, values):
         scale = np.concatenate([units.z_scale[t] for t in block.terms])
-        unit = float(fit.params.sigma) ** 2 / (scale[:, None] * scale[None, :])
+        unit = (
+            float(fit.params.sigma) ** 2
+            / float(units.w_scale)
+            / (scale[:, None] * scale[None, :])
+        )
         out.append(value[: block.n_levels] * unit)
     return out
 

@@ -208,7 +208,7 @@ def symmetric_eigen(H: Array) -> tuple[Array, Array]:
         [[a > b for a, b in enumerate(_partners(m, r))] for r in _rounds(m)]
     )
     index = jnp.arange(m)
-    n_sweeps = 5 if m <= 3 else 8 + m // 16
+    n_sweeps = 5 if m <= 3 else 8 + m // 2
 
     def rotate(i, carry):
         A, U = carry

@@ -52,7 +52,9 @@ class Fit:
     objective : Array, ()
         What was minimized: -2 loglik.
     grad, hess : Array, (m,), (m, m)
-        Derivatives of the objective in theta, beta and sigma profiled out.
+        Derivatives of the objective in theta, beta and sigma profiled out, at the last
+        evaluation: the estimate is one Newton step further. These and the evidence
+        below are constants to differentiation.
     vcov_beta : Array, (p, p)
         Covariance of beta at the estimated theta.
     status : Array, () int

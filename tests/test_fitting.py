@@ -179,17 +179,19 @@ def test_loglik_hessian(name, method):
     value = jax.jit(f)
     gradient = jax.jit(jax.grad(f))
     hessian = jax.jit(jax.hessian(f))(flat)
-    for i in range(len(flat)):
-        h = 1e-5 * jnp.maximum(1.0, jnp.abs(flat[i]))
+    size = float(jnp.max(jnp.abs(hessian)))
+
+    def difference(fn, i, h):
+        """Central differences, extrapolated once."""
         e = jnp.zeros_like(flat).at[i].set(h)
-        expected = (gradient(flat + e) - gradient(flat - e)) / (2 * h)
-        np.testing.assert_allclose(
-            hessian[i],
-            expected,
-            rtol=1e-5,
-            atol=1e-6 * float(jnp.max(jnp.abs(hessian))),
-        )
-        slope = (value(flat + e) - value(flat - e)) / (2 * h)
+        near = (fn(flat + e) - fn(flat - e)) / (2 * h)
+        far = (fn(flat + 2 * e) - fn(flat - 2 * e)) / (4 * h)
+        return (4 * near - far) / 3
+
+    for i in range(len(flat)):
+        h = 1e-4 * max(1.0, abs(float(flat[i])))
+        bend, slope = difference(gradient, i, h), difference(value, i, h)
+        np.testing.assert_allclose(hessian[i], bend, rtol=1e-5, atol=1e-6 * size)
         np.testing.assert_allclose(gradient(flat)[i], slope, rtol=1e-5, atol=1e-4)
 
 
@@ -274,6 +276,111 @@ def test_collinear_columns_get_a_status(sleep_design):
     np.testing.assert_allclose(
         res.objective, jg.fit(sleep_design).objective, rtol=1e-10
     )
+
+
+def test_response_reproduced_by_X_does_not_converge(sleep_design):
+    res = jg.fit(sleep_design.replace(y=sleep_design.X @ jnp.array([250.0, 10.0])))
+    assert int(res.status) == Status.NONFINITE
+
+
+@pytest.mark.parametrize("size", [1e-10, 1e8])
+def test_size_of_the_weights_does_not_matter(sleep_design, size):
+    one = jnp.ones(sleep_design.n_obs)
+    a = jg.fit(sleep_design.replace(weights=one))
+    b = jg.fit(sleep_design.replace(weights=size * one))
+    assert int(b.status) == int(a.status)
+    root = np.sqrt(size)
+    np.testing.assert_allclose(b.params.sigma / root, a.params.sigma, rtol=1e-10)
+    np.testing.assert_allclose(b.params.theta * root, a.params.theta, rtol=1e-9)
+    np.testing.assert_allclose(b.objective, a.objective, rtol=1e-12)
+    np.testing.assert_allclose(b.vcov_beta, a.vcov_beta, rtol=1e-9)
+    np.testing.assert_allclose(b.b[0], a.b[0], atol=1e-8)
+    np.testing.assert_allclose(b.u[0] / root, a.u[0], atol=1e-8)
+    loglik = jg.loglik(b.params, sleep_design.replace(weights=size * one))
+    np.testing.assert_allclose(loglik, b.loglik, rtol=1e-12)
+
+
+def test_rows_of_weight_zero_may_hold_anything(sleep_design):
+    keep = jnp.arange(180) < 170
+    weights = jnp.where(keep, 1.0, 0.0)
+    fit = jax.jit(lambda y: jg.fit(sleep_design.replace(y=y, weights=weights)))
+    a, b = fit(sleep_design.y), fit(jnp.where(keep, sleep_design.y, jnp.nan))
+    np.testing.assert_allclose(a.objective, b.objective, rtol=1e-13)
+    slope = jax.grad(lambda w: jg.fit(sleep_design.replace(weights=w)).loglik)(weights)
+    assert bool(jnp.all(jnp.isfinite(slope)))
+
+
+def test_negative_weights_do_not_converge(sleep_design):
+    weights = jnp.ones(180).at[3].set(-1.0)
+    res = jg.fit(sleep_design.replace(weights=weights))
+    assert int(res.status) == Status.NONFINITE
+
+
+def test_loglik_of_collinear_columns_uses_all_of_beta(sleep_design):
+    x = sleep_design.X[:, 1]
+    theta, sigma = jnp.array([0.9, 0.0, 0.2]), jnp.asarray(25.0)
+    two = jg.Params(jnp.array([250.0, 9.0]), theta, sigma)
+    three = jg.Params(jnp.array([250.0, 3.0, 3.0]), theta, sigma)
+    wide = sleep_design.replace(X=jnp.column_stack([sleep_design.X, 2.0 * x]))
+    a = jg.loglik(two, sleep_design, method="ML")
+    np.testing.assert_allclose(jg.loglik(three, wide, method="ML"), a, rtol=1e-12)
+
+
+def test_shapes_that_do_not_fit_are_refused(sleep_design):
+    params = jg.Params(jnp.ones(1), jnp.ones(3), jnp.asarray(1.0))
+    with pytest.raises(
+        jg.DesignError, match=r"beta must have shape \(2,\); found \(1,\)"
+    ):
+        jg.loglik(params, sleep_design)
+    with pytest.raises(jg.DesignError, match="offset must have shape"):
+        jg.fit(sleep_design.replace(offset=jnp.ones(1)))
+    with pytest.raises(jg.DesignError, match="y must be an array; found list"):
+        jg.Design(y=[1.0, 2.0], X=jnp.ones((2, 1)), terms=())
+
+
+def test_short_integer_codes_do_not_overflow():
+    rng = np.random.default_rng(0)
+    codes = [rng.integers(0, 100, 400), rng.integers(0, 90, 400)]
+    y, one = rng.normal(size=400) + codes[0] % 7, np.ones((400, 1))
+
+    def objective(dtype):
+        terms = tuple(jg.Term(one, c.astype(dtype), 100) for c in codes)
+        return jg.fit(jg.Design(y=y, X=one, terms=terms)).objective
+
+    np.testing.assert_allclose(objective(np.uint8), objective(np.int64), rtol=1e-12)
+
+
+def test_custom_structure():
+    """Equal variances and one correlation, as a plain function."""
+
+    def factor(theta, k):
+        rho = jnp.tanh(theta[1])
+        rest = jnp.sqrt(1.0 - rho**2)
+        return theta[0] * jnp.array([[1.0, 0.0], [rho, rest]])
+
+    jg.register_structure(
+        jg.Structure("exchange2", lambda k: 2, factor, lambda k: (1.0, 0.1))
+    )
+    formula = "Reaction ~ Days + exchange2(Days | Subject)"
+    design = jg.design(formula, jg.datasets.sleepstudy())
+    res = jg.fit(design)
+    assert int(res.status) == Status.CONVERGED
+    other = jg.fit(design, start=jnp.array([-1.0, 0.1]))
+    assert int(other.status) == Status.CONVERGED
+    np.testing.assert_allclose(other.objective, res.objective, rtol=1e-10)
+    # no better than two variances and a correlation
+    full = jg.fit(jg.design(FORMULAS["slope"][1], jg.datasets.sleepstudy()))
+    assert float(full.objective) < float(res.objective)
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1e5])
+def test_scalar_structure_takes_any_unit(factor):
+    data = jg.datasets.sleepstudy()
+    data["x"] = data["Days"] * factor
+    base = jg.fit(jg.design("Reaction ~ Days + scalar(0 + Days | Subject)", data))
+    res = jg.fit(jg.design("Reaction ~ Days + scalar(0 + x | Subject)", data))
+    np.testing.assert_allclose(res.objective, base.objective, rtol=1e-10)
+    np.testing.assert_allclose(res.params.theta * factor, base.params.theta, rtol=1e-7)
 
 
 @pytest.mark.parametrize("scale", [1e-9, 1e-4, 1e4, 1e9])

@@ -65,9 +65,10 @@ class _Step(NamedTuple):
 
 
 def curvature_step(g: Array, H: Array, radius: Array, value: Array) -> _Step:
-    """Step (1) and what it promises; curvature below rounding of value counts as none."""
+    """Step (1) and what it promises; curvature within rounding counts as none."""
     d, U = symmetric_eigen(H)
-    noise = 100.0 * jnp.finfo(g.dtype).eps * jnp.maximum(1.0, jnp.abs(value))
+    eps = float(jnp.finfo(g.dtype).eps)
+    noise = jnp.maximum(eps**0.45, 100.0 * eps * jnp.abs(value))
     noise = jnp.where(jnp.isfinite(noise), noise, 1.0)
     size = jnp.maximum(jnp.max(jnp.abs(d)), noise)
     floor = jnp.maximum(_FLAT * size, noise)
