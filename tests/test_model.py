@@ -691,7 +691,9 @@ def test_response_that_the_groups_reproduce(sleepstudy):
         with pytest.warns(jg.ConvergenceWarning, match="within groups the response"):
             m = jg.glmm("Reaction ~ 1 + (1 | Subject)", data)
         assert not m.converged
-        assert m.status is jg.Status.NONFINITE
+        # the likelihood is unbounded: rounding or the limit ends the climb
+        assert m.status in (jg.Status.NONFINITE, jg.Status.MAX_ITER)
+        assert not m.converged
 
 
 def test_unused_levels_and_boolean_groups(sleepstudy):
