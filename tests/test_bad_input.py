@@ -9,7 +9,7 @@ import jaxglmm as jg
 FORMULA = "Reaction ~ Days + (1 | Subject)"
 
 
-def refused(data, match, formula=FORMULA, error=jg.DataError, **options):
+def check_refused(data, match, formula=FORMULA, error=jg.DataError, **options):
     with pytest.raises(error, match=match):
         jg.glmm(formula, data, **options)
 
@@ -23,7 +23,7 @@ def refused(data, match, formula=FORMULA, error=jg.DataError, **options):
     ],
 )
 def test_unknown_column(sleepstudy, formula, match):
-    refused(sleepstudy, match, formula)
+    check_refused(sleepstudy, match, formula)
 
 
 @pytest.mark.parametrize(
@@ -43,12 +43,12 @@ def test_formula_error_points_at_the_place(sleepstudy, formula, match, place):
 
 
 def test_no_random_effects(sleepstudy):
-    refused(sleepstudy, "no random effects", "Reaction ~ Days", jg.FormulaError)
+    check_refused(sleepstudy, "no random effects", "Reaction ~ Days", jg.FormulaError)
 
 
 def test_grouping_factor_with_one_level(sleepstudy):
     data = sleepstudy.assign(g="a")
-    refused(
+    check_refused(
         data, r"'g' has 1 level.*Drop", "Reaction ~ Days + (1 | g)", jg.FormulaError
     )
 
@@ -56,33 +56,33 @@ def test_grouping_factor_with_one_level(sleepstudy):
 def test_one_row_per_level(sleepstudy):
     data = sleepstudy.assign(row=np.arange(180))
     match = r"\(1 \| row\) has as many random effects as there are rows \(180\)"
-    refused(data, match, "Reaction ~ Days + (1 | row)", jg.FormulaError)
+    check_refused(data, match, "Reaction ~ Days + (1 | row)", jg.FormulaError)
 
 
 def test_more_random_effects_than_rows(sleepstudy):
     data = sleepstudy.assign(g=np.arange(180) % 120)
     match = "240 random effects .*180 rows"
-    refused(data, match, "Reaction ~ Days + (1 + Days | g)", jg.FormulaError)
+    check_refused(data, match, "Reaction ~ Days + (1 + Days | g)", jg.FormulaError)
 
 
 def test_constant_response(sleepstudy):
-    refused(sleepstudy.assign(Reaction=3.0), "constant: all 180 values are 3")
+    check_refused(sleepstudy.assign(Reaction=3.0), "constant: all 180 values are 3")
 
 
 def test_empty_response(sleepstudy):
-    refused(sleepstudy.iloc[:0], "no rows")
-    refused(sleepstudy.assign(Reaction=np.nan), "no row is left.*Reaction: 180")
+    check_refused(sleepstudy.iloc[:0], "no rows")
+    check_refused(sleepstudy.assign(Reaction=np.nan), "no row is left.*Reaction: 180")
 
 
 def test_response_that_the_covariates_reproduce(sleepstudy):
     for scale in (1e-9, 1.0, 1e9):
         data = sleepstudy.assign(Reaction=scale * (2.0 * sleepstudy["Days"] + 1.0))
-        refused(data, "reproduce the response exactly")
+        check_refused(data, "reproduce the response exactly")
 
 
 def test_as_many_fixed_effects_as_rows(sleepstudy):
     formula = "Reaction ~ C(Subject) * C(Days) + (1 | Subject)"
-    refused(sleepstudy, "180 columns and the data 180 rows", formula)
+    check_refused(sleepstudy, "180 columns and the data 180 rows", formula)
 
 
 @pytest.mark.parametrize("column", ["Reaction", "Days"])
@@ -90,7 +90,7 @@ def test_as_many_fixed_effects_as_rows(sleepstudy):
 def test_infinite_values(sleepstudy, column, value):
     data = sleepstudy.astype({"Days": float})
     data.loc[7, column] = value
-    refused(data, rf"{column} is infinite in 1 row \(7")
+    check_refused(data, rf"{column} is infinite in 1 row \(7")
 
 
 @pytest.mark.parametrize(
@@ -100,13 +100,13 @@ def test_infinite_values(sleepstudy, column, value):
 def test_weights(sleepstudy, value, word):
     w = np.ones(180)
     w[7] = value
-    refused(sleepstudy, rf"weights: {word} in 1 row \(7", weights=w)
+    check_refused(sleepstudy, rf"weights: {word} in 1 row \(7", weights=w)
     data = sleepstudy.assign(w=w)
-    refused(data, rf"weights 'w': {word} in 1 row \(7", weights="w")
+    check_refused(data, rf"weights 'w': {word} in 1 row \(7", weights="w")
 
 
 def test_weights_of_another_length(sleepstudy):
-    refused(sleepstudy, "5 values, the data have 180 rows", weights=np.ones(5))
+    check_refused(sleepstudy, "5 values, the data have 180 rows", weights=np.ones(5))
 
 
 def test_collinear_columns_are_dropped_with_a_notice(sleepstudy):
@@ -120,21 +120,21 @@ def test_collinear_columns_are_dropped_with_a_notice(sleepstudy):
 @pytest.mark.parametrize("kind", [str, "category"])
 def test_response_that_is_no_number(sleepstudy, kind):
     data = sleepstudy.assign(Reaction=sleepstudy["Reaction"].astype(kind))
-    refused(data, "Reaction is not numeric")
+    check_refused(data, "Reaction is not numeric")
 
 
 def test_complex_response_is_not_coerced(sleepstudy):
-    refused(sleepstudy.assign(Reaction=sleepstudy["Reaction"] * 1j), "complex128")
+    check_refused(sleepstudy.assign(Reaction=sleepstudy["Reaction"] * 1j), "complex128")
 
 
 def test_dates_are_not_coerced(sleepstudy):
     data = sleepstudy.assign(Days=pd.Timestamp("2020-01-01"))
-    refused(data, "Days is of type datetime.*Convert it")
+    check_refused(data, "Days is of type datetime.*Convert it")
 
 
 def test_duplicated_column_names(sleepstudy):
     data = pd.concat([sleepstudy, sleepstudy[["Days"]]], axis=1)
-    refused(data, "duplicated column names: Days")
+    check_refused(data, "duplicated column names: Days")
 
 
 def test_text_column_as_covariate_in_a_million_rows(rng):
@@ -147,44 +147,52 @@ def test_text_column_as_covariate_in_a_million_rows(rng):
             "s": ids[rng.integers(0, len(ids), n)],
         }
     )
-    refused(data, "'s' has 50000 levels in 1000000 rows", "y ~ s + (1 | g)")
+    check_refused(data, "'s' has 50000 levels in 1000000 rows", "y ~ s + (1 | g)")
 
 
 def test_unknown_options(sleepstudy):
-    refused(sleepstudy, "this version knows gaussian", error=ValueError, family="foo")
-    refused(sleepstudy, "use 'REML' or 'ML'", error=ValueError, method="foo")
-    refused(sleepstudy, "Choose 'drop' or 'raise'", missing="foo")
-    refused(sleepstudy, "must be a jaxglmm.Control", error=TypeError, control={})
+    check_refused(
+        sleepstudy, "this version knows gaussian", error=ValueError, family="foo"
+    )
+    check_refused(sleepstudy, "use 'REML' or 'ML'", error=ValueError, method="foo")
+    check_refused(sleepstudy, "Choose 'drop' or 'raise'", missing="foo")
+    check_refused(sleepstudy, "must be a jaxglmm.Control", error=TypeError, control={})
     control = jg.Control(optimizer="foo")
-    refused(sleepstudy, "unknown optimizer 'foo'", error=ValueError, control=control)
-    refused(sleepstudy, "'Days' is no factor", contrasts={"Days": "sum"})
-    refused(sleepstudy, "'cubic'", contrasts={"Subject": "cubic"}, error=ValueError)
+    check_refused(
+        sleepstudy, "unknown optimizer 'foo'", error=ValueError, control=control
+    )
+    check_refused(sleepstudy, "'Days' is no factor", contrasts={"Days": "sum"})
+    check_refused(
+        sleepstudy, "'cubic'", contrasts={"Subject": "cubic"}, error=ValueError
+    )
 
 
 def test_start_of_another_length(sleepstudy):
-    refused(sleepstudy, "start must hold 1 finite values", start=[1.0, 2.0])
-    refused(sleepstudy, "start must hold numbers", start="a")
-    refused(sleepstudy, "start must hold 1 finite values", start=[np.nan])
+    check_refused(sleepstudy, "start must hold 1 finite values", start=[1.0, 2.0])
+    check_refused(sleepstudy, "start must hold numbers", start="a")
+    check_refused(sleepstudy, "start must hold 1 finite values", start=[np.nan])
 
 
 def test_unknown_covariance_structure(sleepstudy):
     formula = "Reaction ~ Days + foo(1 | Subject)"
-    refused(sleepstudy, "structure 'foo'; known: diag, ", formula, jg.FormulaError)
+    check_refused(
+        sleepstudy, "structure 'foo'; known: diag, ", formula, jg.FormulaError
+    )
 
 
 def test_counts_of_successes_belong_to_another_family():
     formula = "cbind(incidence, size - incidence) ~ period + (1 | herd)"
-    refused(jg.datasets.cbpp(), "counts successes and failures", formula)
+    check_refused(jg.datasets.cbpp(), "counts successes and failures", formula)
 
 
 @pytest.mark.parametrize("data", [42, None, "sleepstudy"])
 def test_something_that_is_no_table(data):
-    refused(data, "no table")
+    check_refused(data, "no table")
 
 
 def test_columns_of_different_length():
     data = {"y": [1.0, 2, 3], "x": [1, 2], "g": [1, 1, 2]}
-    refused(data, "differ in length", "y ~ x + (1 | g)")
+    check_refused(data, "differ in length", "y ~ x + (1 | g)")
 
 
 @pytest.mark.parametrize("scale", [1e-9, 1e-4, 1e4, 1e9])

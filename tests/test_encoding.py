@@ -997,4 +997,6 @@ assert 'jax' not in sys.modules
 def test_no_warning_of_others_escapes(data):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model_frame(STATEFUL, data).encoder.transform(data)
+        frame = model_frame(STATEFUL, data)
+        again = frame.encoder.transform(data)
+    np.testing.assert_allclose(again.X, frame.X, rtol=1e-12)
