@@ -51,6 +51,9 @@ class Structure:
     column : callable, k -> (m,) int, optional
         The column of Lambda in which theta_i stands alone. Changing the sign of a
         column leaves Q unchanged; after the fit the diagonal is made positive so.
+    triangular : bool
+        Whether theta is the whole lower triangle, so that any Q can be reached in any
+        order of the effects; ``row`` and ``column`` then say where each entry stands.
     common : bool
         Whether all effects share one scale, as where theta scales them together.
     labels : callable, names -> m labels, optional
@@ -76,6 +79,7 @@ class Structure:
     start: Callable[[int], tuple[float, ...]]
     row: Callable[[int], tuple[int, ...]] | None = None
     column: Callable[[int], tuple[int, ...]] | None = None
+    triangular: bool = False
     common: bool = False
     labels: Callable[[list[str]], list[str]] | None = None
 
@@ -162,6 +166,7 @@ register_structure(
         start=lambda k: tuple(float(i == j) for i, j in zip(*_full_entries(k))),
         row=lambda k: tuple(int(i) for i in _full_entries(k)[0]),
         column=lambda k: tuple(int(j) for j in _full_entries(k)[1]),
+        triangular=True,
         labels=_full_labels,
     )
 )

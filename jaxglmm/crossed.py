@@ -31,10 +31,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxglmm.coordinates import Order, block_factors
 from jaxglmm.covariance import structure
 from jaxglmm.crossproducts import CrossProducts, SparseTail
 from jaxglmm.elimination import (
-    block_factors,
     entries_by_column,
     outer_pairs,
     outer_xy,
@@ -60,28 +60,32 @@ def applies(cp: CrossProducts, layout: Layout) -> bool:
 
 def crossed_value_grad_hess(
     cp: CrossProducts, layout: Layout, reml: Array
-) -> Callable[[Array], tuple[Array, Array, Array]]:
-    """Function theta (m,) -> value (), gradient (m,), Hessian (m, m)."""
+) -> Callable[[Array, Order], tuple[Array, Array, Array]]:
+    """Function (theta (m,), order) -> value (), gradient (m,), Hessian (m, m)."""
     leaf_theta, tail_theta = _theta_positions(layout)
     sizes = [b.size for b in layout.tail]
     kind = np.repeat(np.arange(len(sizes)), sizes)  # tail block of every column
     tail: SparseTail = cp.tail[0]  # type: ignore[assignment]
 
-    def fn(theta: Array) -> tuple[Array, Array, Array]:
+    def fn(theta: Array, order: Order) -> tuple[Array, Array, Array]:
+        def leaf(theta):
+            Lam = block_factors(theta, layout, order)[0]
+            return reduce_levels(Lam, cp.own[0])
+
         lam = jnp.where(jnp.abs(theta[tail_theta]) < _LEAST, _LEAST, theta[tail_theta])[
             kind
         ]
         q = lam.shape[0]
-        N, _ = reduce_levels(block_factors(theta, layout)[0], cp.own[0])
+        N, _ = leaf(theta)
         C = cp.gram[:q, :q] - outer_pairs(tail, N, q)
         A = lam[:, None] * C * lam[None, :]
         W, logdet = spd_inverse(A + jnp.eye(q, dtype=A.dtype))
-        model = _local_model(theta, W, logdet, cp, layout, reml, tail_theta, kind)
+        model = _local_model(theta, W, logdet, leaf, cp, layout, reml, tail_theta, kind)
         value_and_grad = jax.value_and_grad(model)
         (value, grad), along = jax.linearize(value_and_grad, theta)
         _, hess = jax.vmap(along)(jnp.eye(theta.shape[0], dtype=theta.dtype))
         K = _trace_part(
-            theta, A, W, lam, tail, cp, layout, leaf_theta, tail_theta, sizes
+            theta, A, W, lam, leaf, tail, layout, leaf_theta, tail_theta, sizes
         )
         return value, grad, hess - K
 
@@ -100,7 +104,7 @@ def _theta_positions(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
 # ---- the cheap function: equation (2) ----------------------------------------------
 
 
-def _local_model(theta0, W, logdet, cp, layout, reml, tail_theta, kind):
+def _local_model(theta0, W, logdet, leaf, cp, layout, reml, tail_theta, kind):
     """The criterion near theta0, without K: exact but for that part."""
     tail = cp.tail[0]
     q = W.shape[0]
@@ -110,7 +114,7 @@ def _local_model(theta0, W, logdet, cp, layout, reml, tail_theta, kind):
 
     def parts(theta):
         lam = theta[tail_theta]
-        N, logdet_leaf = reduce_levels(block_factors(theta, layout)[0], cp.own[0])
+        N, logdet_leaf = leaf(theta)
         inner = base - jnp.sum(N[..., None, None] * by_level, axis=(0, 1, 2))
         trace = jnp.sum(lam[:, None] * lam[None, :] * inner)
         return lam[kind], N, jnp.sum(logdet_leaf), trace
@@ -173,7 +177,7 @@ def _pair_sums(W: Array, tail: SparseTail, shape, layout: Layout, kind) -> Array
 # ---- the trace part K --------------------------------------------------------------
 
 
-def _trace_part(theta, A, W, lam, tail, cp, layout, leaf_theta, tail_theta, sizes):
+def _trace_part(theta, A, W, lam, leaf, tail, layout, leaf_theta, tail_theta, sizes):
     q = lam.shape[0]
     scale = jnp.stack([lam[i] for i in np.cumsum([0, *sizes[:-1]])])
     eye = jnp.eye(q, dtype=A.dtype)
@@ -183,13 +187,10 @@ def _trace_part(theta, A, W, lam, tail, cp, layout, leaf_theta, tail_theta, size
     )
     tail_tail = tail_tail / (scale[:, None] * scale[None, :])
 
-    def factor(theta):
-        return reduce_levels(block_factors(theta, layout)[0], cp.own[0])[0]
-
     M, leaf_tail = [], []
     for i in leaf_theta:
         e = jnp.zeros_like(theta).at[i].set(1.0)
-        _, dN = jax.jvp(factor, (theta,), (e,))
+        _, (dN, _) = jax.jvp(leaf, (theta,), (e,))
         dS = -lam[:, None] * outer_pairs(tail, dN, q) * lam[None, :]
         M.append(W @ dS)
         by_row = jnp.sum(M[-1] * rest, axis=1)

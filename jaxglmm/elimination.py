@@ -25,7 +25,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxglmm.covariance import structure
 from jaxglmm.crossproducts import CrossProducts, SparseTail
 from jaxglmm.linalg import block_matmul, spd_inverse, spd_solve
 from jaxglmm.plan import Layout, Pairs
@@ -33,7 +32,6 @@ from jaxglmm.typing import Array
 
 __all__ = [
     "Eliminated",
-    "block_factors",
     "conditional_covariances",
     "conditional_modes",
     "eliminate",
@@ -41,7 +39,6 @@ __all__ = [
     "outer_pairs",
     "outer_xy",
     "reduce_levels",
-    "split_factors",
     "split_terms",
 ]
 
@@ -68,25 +65,13 @@ class Eliminated:
     H_tail: Array
 
 
-def block_factors(theta: Array, layout: Layout) -> tuple[Array, ...]:
-    """Lambda (K, K) of every block: its terms' factors on the diagonal."""
-    per_term, start = [], 0
-    for k, name in zip(layout.term_k, layout.structures):
-        kind = structure(name)
-        m = kind.n_theta(k)
-        per_term.append(kind.Lambda(theta[start : start + m], k))
-        start += m
-    return tuple(
-        jax.scipy.linalg.block_diag(*[per_term[t] for t in b.terms])
-        if b.terms[1:]
-        else per_term[b.terms[0]]
-        for b in layout.blocks
-    )
+def eliminate(
+    factors: tuple[Array, ...], cp: CrossProducts, layout: Layout
+) -> Eliminated:
+    """Integrate all random effects out of the cross-products, equation (1).
 
-
-def eliminate(theta: Array, cp: CrossProducts, layout: Layout) -> Eliminated:
-    """Integrate all random effects out of the cross-products, equation (1)."""
-    factors = block_factors(theta, layout)
+    ``factors`` holds Lambda (K, K) of every block, any root of its Q.
+    """
     own, up = list(cp.own), [list(u) for u in cp.up]
     tail, gram = list(cp.tail), cp.gram
     logdet = jnp.zeros((), gram.dtype)
@@ -223,7 +208,11 @@ def _eliminate_tail(gram: Array, factors, layout: Layout):
 
 
 def conditional_modes(
-    theta: Array, done: Eliminated, beta: Array, cp: CrossProducts, layout: Layout
+    factors: tuple[Array, ...],
+    done: Eliminated,
+    beta: Array,
+    cp: CrossProducts,
+    layout: Layout,
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """Conditional modes b = u Lambda' and u of every block, (J, K) each.
 
@@ -232,7 +221,6 @@ def conditional_modes(
 
         b_f = N_f r_f,      u_f = Lambda' (r_f - H_ff b_f).
     """
-    factors = block_factors(theta, layout)
     c = jnp.append(-beta, 1.0)
     u_tail = done.S_inv @ (done.H_tail @ c)
     b_tail = u_tail
@@ -268,7 +256,7 @@ def _apply_tail(H: Array | SparseTail, tail: Array, xy: Array) -> Array:
 
 
 def conditional_covariances(
-    theta: Array, done: Eliminated, cp: CrossProducts, layout: Layout
+    factors: tuple[Array, ...], done: Eliminated, cp: CrossProducts, layout: Layout
 ) -> tuple[Array, ...]:
     """Var(b | y) / sigma^2 at fixed beta and theta, (J, K, K) for every block.
 
@@ -276,7 +264,6 @@ def conditional_covariances(
     covariance of a level's own and its ancestors' noise, ``P`` (K, q_R, J) what of
     b_f follows the tail.
     """
-    factors = block_factors(theta, layout)
     q = layout.tail_size
     V_tail = done.S_inv
     if q:
@@ -351,17 +338,5 @@ def split_terms(values: tuple[Array, ...], layout: Layout) -> tuple[Array, ...]:
         for t in block.terms:
             k = layout.term_k[t]
             out[t] = value[:, start : start + k]
-            start += k
-    return tuple(out[t] for t in range(len(layout.term_k)))
-
-
-def split_factors(factors: tuple[Array, ...], layout: Layout) -> tuple[Array, ...]:
-    """Lambda (k, k) of every term, cut from those of the blocks."""
-    out: dict[int, Array] = {}
-    for block, Lam in zip(layout.blocks, factors):
-        start = 0
-        for t in block.terms:
-            k = layout.term_k[t]
-            out[t] = Lam[start : start + k, start : start + k]
             start += k
     return tuple(out[t] for t in range(len(layout.term_k)))

@@ -2,10 +2,10 @@
 
     cross-products -> theta by Newton on the profiled criterion -> everything else
 
-theta solves grad f(theta, data) = 0. Its derivative comes from that equation, not from
-the iterations: with H the Hessian of f in theta,
+theta, in the coordinates x of coordinates.py, solves grad f(x, data) = 0. Its
+derivative comes from that equation, not from the iterations: with H the Hessian of f,
 
-    d theta = -H^+ d_data(grad f),                                                 (1)
+    d x = -H^+ d_data(grad f),                                                     (1)
 
 where H^+ leaves directions without curvature alone: a flat direction is held fixed. At
 a boundary (a zero variance) the gradient's dependence on the data vanishes, because f
@@ -26,15 +26,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxglmm.covariance import structure
+from jaxglmm.coordinates import (
+    block_factors,
+    canonical,
+    derivatives_in_theta,
+    first_order,
+    repivot,
+)
 from jaxglmm.crossed import applies, crossed_value_grad_hess
 from jaxglmm.crossproducts import CrossProducts, Units, cross_products
 from jaxglmm.designs import Design, check_design
-from jaxglmm.elimination import (
-    block_factors,
-    conditional_modes,
-    split_terms,
-)
+from jaxglmm.elimination import conditional_modes, split_terms
 from jaxglmm.errors import DesignError, NoticeWarning, Status
 from jaxglmm.families import Family, family_by_name
 from jaxglmm.linalg import spd_inverse
@@ -79,9 +81,14 @@ class Control:
 
 
 class Raw(NamedTuple):
-    """A fit in inner units, before :func:`to_user_units`."""
+    """A fit in inner units, before :func:`to_user_units`.
+
+    ``grad`` and ``hess`` are in theta; those of ``minimum`` in its own coordinates.
+    """
 
     minimum: Minimum
+    grad: Array
+    hess: Array
     theta: Array
     beta: Array
     gls: Array
@@ -89,7 +96,6 @@ class Raw(NamedTuple):
     objective: Array
     u: tuple[Array, ...]
     b: tuple[Array, ...]
-    signs: Array
     status: Array
     is_singular: Array
 
@@ -229,14 +235,19 @@ def estimate(
     """Fit from cross-products alone; the one program behind both doors."""
     reml = jnp.asarray(reml, cp.gram.dtype)
     minimum = _solve(layout, control, cp, reml, theta0)
-    signs = canonical_signs(minimum.x, layout)
-    theta = minimum.x * signs
-    at, done = profile(theta, cp, layout, reml)
-    b, u = conditional_modes(theta, done, at.beta, cp, layout)
-    status, is_singular = _verdict(minimum, theta, at.sigma2, layout)
+    theta = canonical(minimum.x, minimum.frame, layout)
+    factors = block_factors(theta, layout)
+    at, done = profile(factors, cp, layout, reml)
+    b, u = conditional_modes(factors, done, at.beta, cp, layout)
+    minimum = lax.stop_gradient(minimum)
+    grad, hess = derivatives_in_theta(
+        lax.stop_gradient(theta), minimum.x, minimum.frame, layout, minimum.grad,
+        minimum.hess,
+    )  # fmt: skip
+    status, is_singular = _verdict(minimum, factors, at.sigma2)
     return Raw(
-        lax.stop_gradient(minimum), theta, at.beta, at.gls, at.sigma2, at.objective,
-        split_terms(u, layout), split_terms(b, layout), signs, status, is_singular,
+        minimum, grad, hess, theta, at.beta, at.gls, at.sigma2, at.objective,
+        split_terms(u, layout), split_terms(b, layout), status, is_singular,
     )  # fmt: skip
 
 
@@ -245,13 +256,17 @@ def estimate(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _solve(layout: Layout, control: Control, cp, reml, theta0) -> Minimum:
-    def objective(theta):
-        return profiled_objective(theta, cp, layout, reml)
+    def objective(x, order):
+        return profiled_objective(x, cp, layout, reml, order)
 
+    options: dict[str, Any] = {
+        "frame": first_order(layout, theta0.dtype),
+        "reframe": lambda x, order: repivot(x, order, layout),
+    }
     if applies(cp, layout):
         fn = crossed_value_grad_hess(cp, layout, reml)
-        return minimize(objective, theta0, control, fn, tol=_LARGE_TOL)
-    return minimize(objective, theta0, control)
+        return minimize(objective, theta0, control, fn, tol=_LARGE_TOL, **options)
+    return minimize(objective, theta0, control, **options)
 
 
 @_solve.defjvp
@@ -259,18 +274,18 @@ def _solve_jvp(layout, control, primals, tangents):
     cp, reml, theta0 = primals
     d_cp, d_reml, _ = tangents
     out = _solve(layout, control, cp, reml, theta0)
-    theta = out.x
+    x, order = out.x, out.frame
 
     def gradient(cp, reml):
-        return jax.grad(profiled_objective)(theta, cp, layout, reml)
+        return jax.grad(profiled_objective)(x, cp, layout, reml, order)
 
     _, d_gradient = jax.jvp(gradient, (cp, reml), (d_cp, d_reml))
-    H = jax.hessian(profiled_objective)(theta, cp, layout, reml)
+    H = jax.hessian(profiled_objective)(x, cp, layout, reml, order)
     P = jnp.eye(H.shape[0], dtype=H.dtype) - lax.stop_gradient(out.flat)
     regular = P @ H @ P + (jnp.eye(P.shape[0], dtype=P.dtype) - P)
-    d_theta = -P @ (spd_inverse(regular)[0] @ (P @ d_gradient))
+    d_x = -P @ (spd_inverse(regular)[0] @ (P @ d_gradient))
     # only x is differentiated: whatever else a fit returns is made from it anew
-    return out, jax.tree.map(_zero_tangent, out)._replace(x=d_theta)
+    return out, jax.tree.map(_zero_tangent, out)._replace(x=d_x)
 
 
 def _zero_tangent(x):
@@ -279,66 +294,34 @@ def _zero_tangent(x):
     return np.zeros(x.shape, jax.dtypes.float0)
 
 
-# ---- signs, boundary, units --------------------------------------------------------
-
-
-def canonical_signs(theta: Array, layout: Layout) -> Array:
-    """+-1 for every theta, making the diagonal of each Lambda positive."""
-    signs, start = [], 0
-    for k, name in zip(layout.term_k, layout.structures):
-        kind = structure(name)
-        m = kind.n_theta(k)
-        if kind.column is None:
-            signs.append(jnp.ones(m, theta.dtype))
-        else:
-            Lam = kind.Lambda(theta[start : start + m], k)
-            sign = jnp.where(jnp.diagonal(Lam) < 0, -1.0, 1.0).astype(theta.dtype)
-            signs.append(sign[np.array(kind.column(k))])
-        start += m
-    return jnp.concatenate(signs)
+# ---- boundary and units ------------------------------------------------------------
 
 
 def _verdict(
-    minimum: Minimum, theta: Array, sigma2: Array, layout: Layout
+    minimum: Minimum, factors: tuple[Array, ...], sigma2: Array
 ) -> tuple[Array, Array]:
-    """Status with the boundary told from a flat direction, and singularity.
+    """Status with the boundary told from an inner optimum, and singularity.
 
     Random effects that reproduce the response make the likelihood unbounded; where
     sigma^2, relative to the response, is the rounding of cross-products, the largest
     value found is no optimum.
     """
     singular = jnp.zeros((), bool)
-    for Lam in block_factors(theta, layout):
+    for Lam in factors:
         singular = singular | jnp.any(jnp.abs(jnp.diagonal(Lam)) < _SINGULAR)
     status = minimum.status
-    # on the boundary Lambda may turn without changing Q: flat, yet nothing is lost
-    gauge = _turns_only(minimum, layout)
-    ended = (status == Status.CONVERGED) | ((status == Status.NOT_IDENTIFIED) & gauge)
+    ended = status == int(Status.CONVERGED)
     status = jnp.where(ended & singular, int(Status.BOUNDARY), status)
     unbounded = ~(sigma2 > 100.0 * float(jnp.finfo(sigma2.dtype).eps))
     status = jnp.where(unbounded, int(Status.NONFINITE), status)
     return status.astype(jnp.int32), singular
 
 
-def _turns_only(minimum: Minimum, layout: Layout) -> Array:
-    """Whether every flat direction of the Hessian leaves Q as it is."""
-    theta = lax.stop_gradient(minimum.x)
-
-    def Q(theta):
-        return jnp.concatenate(
-            [(L @ L.T).ravel() for L in block_factors(theta, layout)]
-        )
-
-    flat = lax.stop_gradient(minimum.flat)
-    dQ = jax.vmap(lambda v: jax.jvp(Q, (theta,), (v,))[1])(flat)
-    return jnp.max(jnp.abs(dQ)) <= 1e-3
-
-
 def to_user_units(raw: Raw, units: Units) -> Fit:
     """Undo the inner units; works on JAX and on NumPy arrays alike."""
     sigma = units.s * (units.w_scale * raw.sigma2) ** 0.5
     beta = units.T @ (units.b + units.s * raw.beta)
-    scale = units.theta_scale * raw.signs
+    scale = units.theta_scale
     vcov = raw.sigma2 * units.s**2 * (units.T @ raw.gls @ units.T.T)
     b = tuple(units.s * v / z[None] for v, z in zip(raw.b, units.z_scale))
     ok = (raw.status == int(Status.CONVERGED)) | (raw.status == int(Status.BOUNDARY))
@@ -352,8 +335,8 @@ def to_user_units(raw: Raw, units: Units) -> Fit:
         b=b,
         loglik=-0.5 * raw.objective,
         objective=raw.objective,
-        grad=raw.minimum.grad * scale,
-        hess=raw.minimum.hess * scale[:, None] * scale[None, :],
+        grad=raw.grad * scale,
+        hess=raw.hess * scale[:, None] * scale[None, :],
         vcov_beta=vcov,
         status=raw.status + gap,
         converged=ok & ~aliased & ~units.exact,

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxglmm.buckets import pad, unpad_effects
 from jaxglmm.compiled import run
+from jaxglmm.coordinates import block_factors
 from jaxglmm.covariance import structure
 from jaxglmm.crossproducts import cross_products
 from jaxglmm.designs import Design, Term
@@ -155,8 +156,9 @@ def effect_covariances(design: Design, fit: Fit) -> list[np.ndarray]:
 
 
 def _covariances(layout, cp, theta):
-    done = eliminate(theta, cp, layout)
-    return conditional_covariances(theta, done, cp, layout)
+    factors = block_factors(theta, layout)
+    done = eliminate(factors, cp, layout)
+    return conditional_covariances(factors, done, cp, layout)
 
 
 def term_factors(theta: np.ndarray, design: Design) -> list[np.ndarray]:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from jaxglmm.coordinates import Order, block_factors
 from jaxglmm.crossproducts import CrossProducts
 from jaxglmm.elimination import Eliminated, eliminate
 from jaxglmm.linalg import spd_inverse
@@ -62,18 +63,22 @@ def criterion(T: Array, logdet: Array, cp: CrossProducts, reml: Array) -> Criter
 
 
 def profile(
-    theta: Array, cp: CrossProducts, layout: Layout, reml: Array
+    factors: tuple[Array, ...], cp: CrossProducts, layout: Layout, reml: Array
 ) -> tuple[Criterion, Eliminated]:
-    """Generalized least squares and the profiled criterion at theta (m,)."""
-    done = eliminate(theta, cp, layout)
+    """Generalized least squares and the profiled criterion at Lambda (K, K)."""
+    done = eliminate(factors, cp, layout)
     return criterion(done.T, done.logdet, cp, reml), done
 
 
 def profiled_objective(
-    theta: Array, cp: CrossProducts, layout: Layout, reml: Array
+    theta: Array,
+    cp: CrossProducts,
+    layout: Layout,
+    reml: Array,
+    order: Order | None = None,
 ) -> Array:
     """-2 log L (or the REML criterion) with beta and sigma profiled out, ()."""
-    return profile(theta, cp, layout, reml)[0].objective
+    return profile(block_factors(theta, layout, order), cp, layout, reml)[0].objective
 
 
 def _least_squares(T: Array, unused: Array):
@@ -100,7 +105,7 @@ def log_likelihood(
 
     REML integrates beta out with a flat prior, so beta is then without influence.
     """
-    done = eliminate(theta, cp, layout)
+    done = eliminate(block_factors(theta, layout), cp, layout)
     beta_hat, _, logdet_X, rss = _least_squares(done.T, cp.unused)
     c = jnp.append(-jnp.where(reml > 0, beta_hat, beta), 1.0)
     rss = jnp.where(reml > 0, rss, c @ done.T @ c)

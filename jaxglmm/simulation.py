@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxglmm.designs import Design
-from jaxglmm.elimination import block_factors, split_factors
+from jaxglmm.coordinates import block_factors, split_factors
 from jaxglmm.families import Family, family_by_name
 from jaxglmm.results import Params
 from jaxglmm.typing import Array

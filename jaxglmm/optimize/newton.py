@@ -11,7 +11,9 @@ estimates the distance to the optimum in the objective's own units, whatever the
 of the parameters; it decides when to stop.
 
 The function is evaluated at one place in the loop: what it costs to compile is paid
-once. Nothing here knows of likelihoods or data.
+once. Every trial point is evaluated in the coordinates that ``reframe`` chooses for it,
+so a step, its radius and what follows belong to one set of coordinates. Nothing here
+knows of likelihoods or data.
 
 References: Nocedal and Wright (2006), Numerical Optimization, ch. 4,
 doi:10.1007/978-0-387-40065-5.
@@ -20,8 +22,9 @@ doi:10.1007/978-0-387-40065-5.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -29,7 +32,7 @@ from jaxglmm.errors import Status
 from jaxglmm.linalg import symmetric_eigen
 from jaxglmm.typing import Array
 
-__all__ = ["Minimum", "curvature_step", "minimize_newton"]
+__all__ = ["Minimum", "curvature_step", "minimize_newton", "stay"]
 
 _FLAT = 1e-10  # eigenvalues below this fraction of the largest count as zero
 
@@ -38,7 +41,8 @@ class Minimum(NamedTuple):
     """Where a minimization ended, and how it went.
 
     ``value``, ``grad`` and ``hess`` belong to the last evaluation; where it converged,
-    x is one last step further.
+    x is one last step further. x, ``grad`` and ``hess`` are in the coordinates of
+    ``frame``.
 
     ``decrement`` is g' H^-1 g, ``min_eigenvalue`` the smallest eigenvalue of hess over
     the largest in size, ``flat`` (m, m) the projector on directions without curvature;
@@ -46,6 +50,7 @@ class Minimum(NamedTuple):
     """
 
     x: Array
+    frame: Any
     value: Array
     grad: Array
     hess: Array
@@ -54,6 +59,11 @@ class Minimum(NamedTuple):
     flat: Array
     n_iter: Array
     status: Array
+
+
+def stay(x: Array, frame: Any) -> tuple[Array, Any]:
+    """A ``reframe`` that keeps the coordinates."""
+    return x, frame
 
 
 class _Step(NamedTuple):
@@ -93,6 +103,7 @@ def curvature_step(g: Array, H: Array, radius: Array, value: Array) -> _Step:
 
 class _State(NamedTuple):
     x: Array
+    frame: Any
     value: Array
     grad: Array
     hess: Array
@@ -108,18 +119,20 @@ class _State(NamedTuple):
 
 
 def minimize_newton(
-    fn: Callable[[Array], tuple[Array, Array, Array]],
+    fn: Callable[[Array, Any], tuple[Array, Array, Array]],
     x0: Array,
     *,
     max_iter: int = 50,
     tol: float | None = None,
     radius: float = 2.0,
+    frame: Any = (),
+    reframe: Callable[[Array, Any], tuple[Array, Any]] = stay,
 ) -> Minimum:
     """Minimize a smooth function of few parameters.
 
     Parameters
     ----------
-    fn : callable, (m,) -> value (), gradient (m,), Hessian (m, m)
+    fn : callable, ((m,), frame) -> value (), gradient (m,), Hessian (m, m)
         Parameters should be of comparable, unit-like scale.
     x0 : Array, (m,)
         Start.
@@ -130,6 +143,10 @@ def minimize_newton(
         of a parameter. The step in hand is then still taken, and squares that error.
     radius : float
         First trust radius.
+    frame : pytree
+        What the coordinates of x0 mean; passed on to fn.
+    reframe : callable, (x, frame) -> (x, frame)
+        The same point in coordinates that suit it better.
 
     Returns
     -------
@@ -141,7 +158,7 @@ def minimize_newton(
     --------
     >>> import jax, jax.numpy as jnp
     >>> f = lambda x: jnp.sum((x - 1.0) ** 4 + x**2)
-    >>> fn = lambda x: (f(x), jax.grad(f)(x), jax.hessian(f)(x))
+    >>> fn = lambda x, frame: (f(x), jax.grad(f)(x), jax.hessian(f)(x))
     >>> bool(minimize_newton(fn, jnp.zeros(2)).status == 0)
     True
     """
@@ -151,7 +168,9 @@ def minimize_newton(
 
     def body(s: _State) -> _State:
         start = s.n_iter == 0
-        now, accept, finite = _take(s, fn(s.trial), eps)
+        trial, frame = reframe(s.trial, s.frame)
+        evaluated = fn(trial, frame)
+        now, accept, finite = _take(s, trial, frame, evaluated, eps)
         step = curvature_step(now.grad, now.hess, now.radius, now.value)
         status = _judge(s, step, accept, finite, start, now.radius, tight, loose)
         n_iter = s.n_iter + 1
@@ -167,11 +186,12 @@ def minimize_newton(
             status=jnp.where(out_of_time, jnp.int32(Status.MAX_ITER), status),
         )
 
-    s = lax.while_loop(lambda s: s.status < 0, body, _first(x0, radius))
+    s = lax.while_loop(lambda s: s.status < 0, body, _first(x0, frame, radius))
     # the last step is known already and squares the error that is left
     done = (s.status == int(Status.CONVERGED)) & (s.decrement <= loose)
     return Minimum(
         x=jnp.where(done, s.trial, s.x),
+        frame=s.frame,
         value=s.value,
         grad=s.grad,
         hess=s.hess,
@@ -183,13 +203,14 @@ def minimize_newton(
     )
 
 
-def _first(x0: Array, radius: float) -> _State:
+def _first(x0: Array, frame: Any, radius: float) -> _State:
     """State before the first evaluation, which will be at x0 and accepted."""
     inf = jnp.asarray(jnp.inf, x0.dtype)
     zero = jnp.zeros_like(x0)
     square = jnp.zeros((x0.shape[0], x0.shape[0]), x0.dtype)
     return _State(
         x=x0,
+        frame=frame,
         value=inf,
         grad=zero,
         hess=square,
@@ -205,7 +226,9 @@ def _first(x0: Array, radius: float) -> _State:
     )
 
 
-def _take(s: _State, evaluated, eps: float) -> tuple[_State, Array, Array]:
+def _take(
+    s: _State, trial: Array, frame: Any, evaluated, eps: float
+) -> tuple[_State, Array, Array]:
     """Take the trial point or leave it, and set the trust radius by how it went."""
     value, grad, hess = evaluated
     finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(grad))
@@ -221,7 +244,8 @@ def _take(s: _State, evaluated, eps: float) -> tuple[_State, Array, Array]:
     radius = jnp.where(ratio > 0.75, jnp.maximum(s.radius, 2.0 * length), s.radius)
     radius = jnp.where(~finite | (ratio < 0.25), 0.25 * length, radius)
     now = s._replace(
-        x=jnp.where(accept, s.trial, s.x),
+        x=jnp.where(accept, trial, s.x),
+        frame=jax.tree.map(lambda a, b: jnp.where(accept, a, b), frame, s.frame),
         value=jnp.where(accept, value, s.value),
         grad=jnp.where(accept, grad, s.grad),
         hess=jnp.where(accept, hess, s.hess),

@@ -1,0 +1,159 @@
+"""Pivoted coordinates: the same Q, and verdicts where a first pivot vanishes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxglmm as jg
+from jaxglmm.coordinates import (
+    block_factors,
+    canonical,
+    derivatives_in_theta,
+    first_order,
+    repivot,
+)
+from jaxglmm.errors import Status
+from jaxglmm.plan import Block, Layout
+
+LAYOUT = Layout(
+    blocks=(Block(5, 5, (0, 2)), Block(4, 1, (1,))),
+    n_chain=1,
+    term_k=(3, 1, 2),
+    structures=("full", "full", "diag"),
+)
+# variances grow down the rows; the last effect of the first term is one of the others
+THETAS = {
+    "inside": [0.1, 0.3, -0.8, 0.4, 0.2, 2.0, 0.7, 0.5, 0.2],
+    "first row empty": [0.0, 0.3, -0.8, 0.4, 0.2, 2.0, 0.7, 0.5, 0.2],
+    "rank one": [0.1, 0.3, -4.0, 0.0, 0.0, 0.0, 0.7, 0.5, 0.2],
+    "zero": [0.0] * 9,
+}
+
+
+def covariances(factors):
+    return [np.asarray(L @ L.T) for L in factors]
+
+
+@pytest.mark.parametrize("name", THETAS)
+def test_coordinates_keep_q_and_put_large_pivots_first(name):
+    theta = jnp.array(THETAS[name])
+    order = first_order(LAYOUT, theta.dtype)
+    x, order = jax.jit(repivot, static_argnums=2)(theta, order, LAYOUT)
+    expected = covariances(block_factors(theta, LAYOUT))
+    for Q, other in zip(expected, covariances(block_factors(x, LAYOUT, order))):
+        np.testing.assert_allclose(other, Q, atol=1e-14)
+    pivots = np.abs([x[0], x[3], x[5]])
+    assert np.all(pivots[1:] <= 2.0 * pivots[:-1])
+    back = canonical(x, order, LAYOUT)
+    for Q, L in zip(expected, block_factors(back, LAYOUT)):
+        np.testing.assert_allclose(L @ L.T, Q, atol=1e-14)
+        np.testing.assert_array_equal(np.triu(L, 1), 0.0)
+        assert np.all(np.diagonal(L) >= 0)
+    if name == "inside":
+        np.testing.assert_allclose(back, theta, rtol=1e-12)
+
+
+def test_repivoting_leaves_a_good_order_alone():
+    theta = jnp.array([2.0, 0.3, -0.8, 1.5, 0.2, -1.0, 0.7, 0.5, 0.2])
+    first = first_order(LAYOUT, theta.dtype)
+    x, order = repivot(theta, first, LAYOUT)
+    np.testing.assert_allclose(x, theta, rtol=1e-14)
+    np.testing.assert_array_equal(order[0], first[0])
+
+
+def test_derivatives_in_theta_follow_the_chain_rule():
+    """At a stationary point the Hessian in theta is that of f itself."""
+    theta = jnp.array(THETAS["inside"])
+    x, order = repivot(theta, first_order(LAYOUT, theta.dtype), LAYOUT)
+    assert not np.allclose(order[0], np.eye(3))
+    at = [jnp.asarray(Q) for Q in covariances(block_factors(theta, LAYOUT))]
+
+    def f(x, order):
+        factors = block_factors(x, LAYOUT, order)
+        terms = [
+            jnp.sum(
+                (L @ L.T - Q) ** 2 * (1.0 + jnp.arange(float(Q.size)).reshape(Q.shape))
+            )
+            for L, Q in zip(factors, at)
+        ]
+        return terms[0] + terms[1]
+
+    grad, hess = jax.grad(f)(x, order), jax.hessian(f)(x, order)
+    back = derivatives_in_theta(theta, x, order, LAYOUT, grad, hess)
+    np.testing.assert_allclose(back[0], jax.grad(f)(theta, None), atol=1e-10)
+    np.testing.assert_allclose(back[1], jax.hessian(f)(theta, None), atol=1e-8)
+
+
+def small_design(seed, n=40, n_levels=8, k=3):
+    rng = np.random.default_rng(seed)
+    group = rng.permutation(np.arange(n) % n_levels)
+    z = np.column_stack([np.ones(n), rng.normal(size=(n, k - 1))])
+    X = np.column_stack([np.ones(n), rng.normal(size=n)])
+    b = 0.5 * rng.normal(size=(n_levels, k))
+    y = X.sum(1) + np.sum(z * b[group], axis=1) + rng.normal(size=n)
+    term = jg.Term(jnp.asarray(z), jnp.asarray(group), n_levels)
+    return jg.Design(jnp.asarray(y), jnp.asarray(X), (term,))
+
+
+def test_small_designs_converge_with_a_first_pivot_of_zero():
+    """Three effects for eight groups: most optima are singular, some in front."""
+    designs = [small_design(seed) for seed in range(60, 100)]
+    lanes = jax.tree.map(lambda *a: jnp.stack(a), *designs)
+    out = jax.jit(jax.vmap(jg.fit))(lanes)
+    assert bool(jnp.all(out.converged))
+    assert int(out.n_iter.max()) < 25
+    assert np.sum(np.asarray(out.status) == Status.BOUNDARY) > 20
+    # a crawl along a curved valley ended 4e-3 above this
+    np.testing.assert_allclose(out.objective[5], 129.97534938, atol=1e-6)
+
+
+def symmetric_design():
+    """Every group has a mirrored twin: the correlation is zero by symmetry."""
+    rng = np.random.default_rng(0)
+    x, y, group = np.linspace(-1.0, 1.0, 6), [], []
+    for j in range(40):
+        one = 0.25 * rng.normal() + 2.0 * rng.normal() * x + rng.normal(size=6)
+        y += [one, one[::-1]]
+        group += [np.full(6, 2 * j), np.full(6, 2 * j + 1)]
+    z = np.column_stack([np.ones(480), np.tile(x, 80)])
+    term = jg.Term(jnp.asarray(z), jnp.asarray(np.concatenate(group)))
+    return jg.Design(jnp.asarray(np.concatenate(y)), jnp.ones((480, 1)), (term,))
+
+
+@pytest.mark.parametrize("optimizer", ["newton", "lbfgs"])
+def test_a_start_on_a_saddle_of_the_cone_is_left(optimizer):
+    design, control = symmetric_design(), jg.Control(optimizer=optimizer)
+    best = jax.jit(jg.fit)(design)
+    fit = jax.jit(lambda d, start: jg.fit(d, start=start, control=control))
+    out = fit(design, jnp.array([0.0, 1.0, 0.0]))
+    assert int(best.status) == int(out.status) == Status.CONVERGED
+    assert float(best.params.theta[0]) > 0.1
+    np.testing.assert_allclose(out.objective, best.objective, atol=1e-6)
+
+
+def test_derivatives_where_effects_change_places():
+    """Implicit derivatives in the user's order, against differences of refits."""
+    rng = np.random.default_rng(3)
+    group = np.arange(120) % 15
+    x = rng.normal(size=120)
+    z = np.column_stack([np.ones(120), x])
+    b = rng.normal(size=(15, 2)) * [0.4, 3.0]
+    y = 1.0 + x + np.sum(z * b[group], axis=1) + rng.normal(size=120)
+    term = jg.Term(jnp.asarray(z), jnp.asarray(group))
+    design = jg.Design(jnp.asarray(y), jnp.asarray(z), (term,))
+
+    @jax.jit
+    def estimates(t):
+        direction = jnp.asarray(np.sin(np.arange(120.0)))
+        out = jg.fit(design.replace(y=design.y + t * direction))
+        return jnp.concatenate([out.params.theta, out.params.beta])
+
+    out = jax.jit(jg.fit)(design)
+    assert int(out.status) == Status.CONVERGED
+    assert abs(float(out.params.theta[0])) < 0.3 * float(out.params.theta[2])
+    slope = jax.jit(jax.jacfwd(estimates))(0.0)
+    h = 1e-3
+    coarse = (estimates(2 * h) - estimates(-2 * h)) / (4 * h)
+    fine = (estimates(h) - estimates(-h)) / (2 * h)
+    np.testing.assert_allclose(slope, (4 * fine - coarse) / 3, rtol=1e-6, atol=1e-8)
