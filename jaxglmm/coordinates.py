@@ -20,6 +20,8 @@ References: Golub and Van Loan (2013), Matrix Computations, 4th ed., sections 4.
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,7 +96,7 @@ def repivot(x: Array, order: Order, layout: Layout) -> tuple[Array, Order]:
 
 
 def canonical(x: Array, order: Order, layout: Layout) -> Array:
-    """theta (m,): the user's order of effects, diagonals of Lambda >= 0."""
+    """Theta (m,): the user's order of effects, diagonals of Lambda >= 0."""
     parts = []
     for t, (L, P) in enumerate(zip(_term_factors(x, layout), order)):
         if P is not None:
@@ -134,7 +136,7 @@ def _is_ordered(k: int, name: str) -> bool:
 def _slices(layout: Layout) -> list[slice]:
     counts = [structure(s).n_theta(k) for k, s in zip(layout.term_k, layout.structures)]
     edges = np.cumsum([0, *counts])
-    return [slice(a, b) for a, b in zip(edges, edges[1:])]
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
 def _term_factors(theta: Array, layout: Layout) -> list[Array]:
@@ -146,7 +148,8 @@ def _parameters(t: int, L: Array, x: Array, layout: Layout, P, sign=None) -> Arr
     """Parameters of term t: entries of L where its order may change, else x's own."""
     kind, k = structure(layout.structures[t]), layout.term_k[t]
     if P is not None:
-        assert kind.row is not None and kind.column is not None
+        assert kind.row is not None
+        assert kind.column is not None
         return L[np.array(kind.row(k)), np.array(kind.column(k))]
     own = x[_slices(layout)[t]]
     if sign is None or kind.column is None:

@@ -22,6 +22,7 @@ The same code runs on NumPy arrays (one fast pass on the host) and on JAX arrays
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -152,10 +153,12 @@ def _stop(x, xp):
 def _weighted(design, xp):
     """Rows (y - offset, X, z) and weights of mean one, and the mean they had.
 
-    Rows of weight zero are emptied, whatever they held; a negative weight makes the
-    likelihood not finite.
+    Rows of weight zero are emptied, whatever they held; a negative weight or a group
+    code out of range makes the likelihood not finite.
     """
     y = design.y if design.offset is None else design.y - design.offset
+    if xp is jnp:  # on the host they are known to be right
+        y = jnp.where(_codes_fit(design.terms), y, jnp.nan)
     X, z = design.X, [t.z for t in design.terms]
     if design.weights is None:
         one = xp.ones((), y.dtype)
@@ -169,6 +172,12 @@ def _weighted(design, xp):
     mean = xp.sum(w) / count
     mean = _stop(xp.where(mean == 0, 1.0, mean), xp)
     return y, X, z, w / mean, mean
+
+
+def _codes_fit(terms) -> Array:
+    """Whether every code lies in 0 ... n_levels - 1: traced ones cannot be refused."""
+    fits = [jnp.all((t.group >= 0) & (t.group < t.n_levels)) for t in terms]
+    return functools.reduce(jnp.logical_and, fits)
 
 
 def _term_scales(design, z, w: Array, w_scale: Array, xp):

@@ -25,7 +25,7 @@ from jax.core import Tracer
 
 from jaxglmm.covariance import structure
 from jaxglmm.errors import DesignError
-from jaxglmm.plan import Layout, Plan, make_plan
+from jaxglmm.plan import Layout, Plan, make_plan, same_codes
 from jaxglmm.typing import Array
 
 __all__ = ["Design", "Term", "check_design"]
@@ -126,8 +126,8 @@ class Design:
             object.__setattr__(self, "plan", make_plan(self.terms))
 
     def replace(self, **changes) -> Design:
-        """Copy with some arrays changed; the plan is kept unless terms change."""
-        if "terms" in changes:
+        """Copy with some arrays changed; the plan is kept while the groups are."""
+        if "terms" in changes and not _same_groups(self.terms, changes["terms"]):
             changes.setdefault("plan", None)
         return dataclasses.replace(self, **changes)
 
@@ -148,15 +148,32 @@ class Design:
         return sum(structure(t.structure).n_theta(t.k) for t in self.terms)
 
 
+def _same_groups(old: tuple[Term, ...], new: tuple[Term, ...]) -> bool:
+    """Whether only z differs, so that a plan made for the old terms holds."""
+
+    def facts(terms):
+        return [(t.n_levels, t.k, t.structure) for t in terms]
+
+    return facts(old) == facts(new) and all(
+        same_codes(a.group, b.group) for a, b in zip(old, new)
+    )
+
+
+def _check_array(name: str, value) -> None:
+    if not hasattr(value, "shape"):
+        raise DesignError(f"{name} must be an array; found {type(value).__name__}")
+
+
 def check_design(design: Design) -> None:
     """Refuse arrays whose shapes do not fit together."""
     y, X = design.y, design.X
-    for name, value in (("y", y), ("X", X)):
-        if not hasattr(value, "shape"):
-            raise DesignError(f"{name} must be an array; found {type(value).__name__}")
+    _check_array("y", y)
+    _check_array("X", X)
     if y.ndim != 1:
         raise DesignError(f"y must have shape (n,); found {y.shape}")
     n = y.shape[0]
+    if n == 0:
+        raise DesignError("y has no rows; a design needs data")
     if X.ndim != 2 or X.shape[0] != n:
         raise DesignError(
             f"X must have shape ({n}, p) as y has {n} rows; found {X.shape}"
@@ -168,10 +185,11 @@ def check_design(design: Design) -> None:
         raise DesignError("terms is empty: a mixed model needs at least one Term")
     for name in ("weights", "offset"):
         value = getattr(design, name)
-        if value is not None and jnp.shape(value) != (n,):
-            raise DesignError(
-                f"{name} must have shape ({n},); found {jnp.shape(value)}"
-            )
+        if value is None:
+            continue
+        _check_array(name, value)
+        if value.shape != (n,):
+            raise DesignError(f"{name} must have shape ({n},); found {value.shape}")
     for i, term in enumerate(design.terms):
         if not isinstance(term, Term):
             raise DesignError(f"terms[{i}] must be a Term; found {type(term).__name__}")
@@ -179,6 +197,8 @@ def check_design(design: Design) -> None:
 
 
 def _check_term(term: Term, i: int, n: int) -> None:
+    _check_array(f"terms[{i}].z", term.z)
+    _check_array(f"terms[{i}].group", term.group)
     if term.z.ndim != 2 or term.z.shape[0] != n:
         raise DesignError(
             f"terms[{i}].z must have shape ({n}, k); found {term.z.shape}. An "

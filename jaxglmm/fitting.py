@@ -37,13 +37,13 @@ from jaxglmm.crossed import applies, crossed_value_grad_hess
 from jaxglmm.crossproducts import CrossProducts, Units, cross_products
 from jaxglmm.designs import Design, check_design
 from jaxglmm.elimination import conditional_modes, split_terms
-from jaxglmm.errors import DesignError, NoticeWarning, Status
+from jaxglmm.errors import NoticeWarning, Status
 from jaxglmm.families import Family, family_by_name
 from jaxglmm.linalg import spd_inverse
 from jaxglmm.lmm import log_likelihood, profile, profiled_objective
 from jaxglmm.optimize import Minimum, minimize
 from jaxglmm.plan import Layout
-from jaxglmm.results import Fit, Params
+from jaxglmm.results import Fit, Params, check_params
 from jaxglmm.starts import default_start
 from jaxglmm.typing import Array
 
@@ -72,12 +72,34 @@ class Control:
         (or of tol, where that is larger).
     learning_rate : float, optional
         For an optax optimizer given by name; L-BFGS finds its own when left out.
+
+    Raises
+    ------
+    ValueError
+        For a limit that is not positive, or a learning rate that nothing would use.
     """
 
     optimizer: Any = "newton"
     max_iter: int | None = None
     tol: float | None = None
     learning_rate: float | None = None
+
+    def __post_init__(self):
+        for name, kind in (("max_iter", int), ("tol", float), ("learning_rate", float)):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            number = kind(value) if np.ndim(value) == 0 else -1
+            if not number > 0 or number != value:
+                what = "a positive integer" if kind is int else "a positive number"
+                raise ValueError(f"Control: {name} must be {what}; found {value!r}")
+            object.__setattr__(self, name, number)
+        named = isinstance(self.optimizer, str) and self.optimizer != "newton"
+        if self.learning_rate is not None and not named:
+            raise ValueError(
+                "Control: learning_rate is for an optax optimizer given by name; "
+                f"{self.optimizer!r} does not use it"
+            )
 
 
 class Raw(NamedTuple):
@@ -188,15 +210,6 @@ def as_float(design: Design) -> Design:
         cast(design.y), cast(design.X), terms, cast(design.weights),
         cast(design.offset), design.plan,
     )  # fmt: skip
-
-
-def check_params(params: Params, design: Design) -> None:
-    """Refuse parameters whose shapes do not fit the design."""
-    expected = {"beta": (design.X.shape[1],), "theta": (design.n_theta,), "sigma": ()}
-    for name, shape in expected.items():
-        found = jnp.shape(getattr(params, name))
-        if found != shape:
-            raise DesignError(f"params.{name} must have shape {shape}; found {found}")
 
 
 def common_dtype(arrays: list[Array]) -> np.dtype:

@@ -22,7 +22,7 @@ from jax.core import Tracer
 from jaxglmm.errors import DesignError
 from jaxglmm.typing import Array
 
-__all__ = ["Block", "Layout", "Pairs", "Plan", "make_plan"]
+__all__ = ["Block", "Layout", "Pairs", "Plan", "make_plan", "same_codes"]
 
 _DENSE_WORK = 3e7  # multiply-adds of a dense Schur product that need no pair list
 _PAIR_COST = 30.0  # one scattered pair costs as much as so many of them
@@ -141,7 +141,10 @@ def _factors(terms) -> tuple[list, list[list[int]]]:
     groups, members = [], []
     for i, term in enumerate(terms):
         for group, found in zip(groups, members):
-            if _same(group, term.group) and terms[found[0]].n_levels == term.n_levels:
+            if (
+                same_codes(group, term.group)
+                and terms[found[0]].n_levels == term.n_levels
+            ):
                 found.append(i)
                 break
         else:
@@ -157,7 +160,8 @@ def _factors(terms) -> tuple[list, list[list[int]]]:
     return groups, members
 
 
-def _same(a, b) -> bool:
+def same_codes(a, b) -> bool:
+    """Whether two arrays of codes are known to be equal; traced ones if identical."""
     if a is b:
         return True
     if isinstance(a, Tracer) or isinstance(b, Tracer):

@@ -6,10 +6,12 @@ import dataclasses
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 
+from jaxglmm.errors import DesignError
 from jaxglmm.typing import Array
 
-__all__ = ["Fit", "Params"]
+__all__ = ["Fit", "Params", "check_params"]
 
 
 @jax.tree_util.register_dataclass
@@ -82,3 +84,12 @@ class Fit:
     decrement: Array
     min_eigenvalue: Array
     n_iter: Array
+
+
+def check_params(params: Params, design) -> None:
+    """Refuse parameters whose shapes do not fit the design."""
+    expected = {"beta": (design.X.shape[1],), "theta": (design.n_theta,), "sigma": ()}
+    for name, shape in expected.items():
+        found = jnp.shape(getattr(params, name))
+        if found != shape:
+            raise DesignError(f"params.{name} must have shape {shape}; found {found}")

@@ -11,10 +11,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxglmm.designs import Design
 from jaxglmm.coordinates import block_factors, split_factors
+from jaxglmm.designs import Design
+from jaxglmm.errors import DesignError
 from jaxglmm.families import Family, family_by_name
-from jaxglmm.results import Params
+from jaxglmm.results import Params, check_params
 from jaxglmm.typing import Array
 
 __all__ = ["linear_predictor", "simulate"]
@@ -57,9 +58,11 @@ def simulate(
     """
     family_by_name(family)
     key_b, key_e = jax.random.split(key)
+    check_params(params, design)
     dtype = jnp.result_type(params.beta)
     if b is None:
         b = _draw_effects(key_b, params, design, dtype)
+    _check_effects(b, design)
     eta = linear_predictor(params, design, b)
     noise = params.sigma * jax.random.normal(key_e, eta.shape, dtype)
     if design.weights is not None:
@@ -68,6 +71,15 @@ def simulate(
             positive, noise / jnp.sqrt(jnp.where(positive, design.weights, 1.0)), 0.0
         )
     return eta + noise
+
+
+def _check_effects(b: tuple[Array, ...], design: Design) -> None:
+    expected = [(t.n_levels, t.k) for t in design.terms]
+    found = [jnp.shape(effects) for effects in b]
+    if found != expected:
+        raise DesignError(
+            f"b must hold an array per term, of shapes {expected}; found {found}"
+        )
 
 
 def _draw_effects(key, params, design, dtype) -> tuple[Array, ...]:

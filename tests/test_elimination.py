@@ -7,8 +7,8 @@ import pytest
 
 import jaxglmm as jg
 from jaxglmm import plan
-from jaxglmm.crossed import applies, crossed_value_grad_hess
 from jaxglmm.coordinates import block_factors, first_order, repivot
+from jaxglmm.crossed import applies, crossed_value_grad_hess
 from jaxglmm.crossproducts import cross_products
 from jaxglmm.elimination import conditional_covariances, conditional_modes, split_terms
 from jaxglmm.lmm import profile, profiled_objective

@@ -441,6 +441,10 @@ def test_vmap_equals_the_loop(sleep_design):
 
 
 BATCH = """
+    import os
+    from pathlib import Path
+    if {pinned}:
+        os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})
     import jax, jax.numpy as jnp, jaxglmm as jg
     with jax.enable_x64(True):
         d = jg.design("{formula}", jg.datasets.load("{data}"))
@@ -448,17 +452,28 @@ BATCH = """
         ys = d.y[None] + noise
         out = jax.jit(jax.vmap(lambda y: jg.fit(d.replace(y=y))))(ys)
         print(bool(jnp.all(out.converged)))
+    names = [p.read_text() for p in Path("/proc/self/task").glob("*/comm")]
+    print(sum(name.startswith("tf_XLAEigen") for name in names))
 """
 
 
-@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("threads", [1, 2, 4, "pinned"])
 @pytest.mark.parametrize(("name", "lanes"), [("slope", 1000), ("crossed", 200)])
 def test_batches_return_whatever_the_threads(threads, name, lanes):
+    """With pools of 1, 2 and 4 threads, and on one core."""
+    pinned = threads == "pinned"
+    if pinned and not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system does not pin processes to cores")
+    threads = 1 if pinned else threads
     data, formula = FORMULAS[name]
-    code = textwrap.dedent(BATCH.format(formula=formula, data=data, lanes=lanes))
+    code = BATCH.format(formula=formula, data=data, lanes=lanes, pinned=pinned)
+    code = textwrap.dedent(code)
     flags = f"--xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'}"
     env = {**os.environ, "XLA_FLAGS": flags, "OMP_NUM_THREADS": str(threads)}
-    env |= {"NPROC": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    env |= {"OPENBLAS_NUM_THREADS": str(threads)}
+    env.pop("NPROC", None)  # sizes the pool, unless the process is pinned
+    if not pinned:
+        env["NPROC"] = str(threads)
     out = subprocess.run(
         [sys.executable, "-c", code],
         env=env,
@@ -466,4 +481,53 @@ def test_batches_return_whatever_the_threads(threads, name, lanes):
         text=True,
         timeout=120,
     )
-    assert out.stdout.strip() == "True", out.stderr[-2000:]
+    converged, pool = out.stdout.split() or ("", "")
+    assert converged == "True", out.stderr[-2000:]
+    if sys.platform == "linux":
+        assert int(pool) == threads
+
+
+def test_codes_beyond_n_levels_are_not_dropped(sleep_design):
+    """Traced codes cannot be refused; the fit says that nothing came of it."""
+    term = sleep_design.terms[0]
+
+    @jax.jit
+    def status(group):
+        few = jg.Term(term.z, group, term.n_levels)
+        d = jg.Design(sleep_design.y, sleep_design.X, (few,))
+        return jg.fit(d).status
+
+    assert int(status(term.group)) == Status.CONVERGED
+    for shift in (-1, 1):
+        assert int(status(term.group + shift)) == Status.NONFINITE
+
+
+def test_new_covariates_keep_the_plan(sleepstudy):
+    """Inside jit too, for nested factors, where codes are traced."""
+    design = jg.design("strength ~ 1 + (1 | batch/cask)", jg.datasets.pastes())
+
+    @jax.jit
+    def objective(design, factor):
+        terms = tuple(
+            jg.Term(t.z * factor, t.group, t.n_levels, t.structure)
+            for t in design.terms
+        )
+        return jg.fit(design.replace(terms=terms)).objective
+
+    one, two = objective(design, 1.0), objective(design, 2.0)
+    np.testing.assert_allclose(one, two, rtol=1e-12)
+    with pytest.raises(jg.DesignError, match="shapes"):
+        jg.simulate(jax.random.key(0), jg.fit(design).params, design, b=())
+
+
+def test_lists_and_empty_arrays_are_named():
+    one, codes = np.ones((2, 1)), np.array([0, 1])
+    for changes, message in (
+        ({"weights": [1.0, 2.0]}, "weights must be an array; found list"),
+        ({"terms": (jg.Term([[1.0], [1.0]], codes),)}, r"terms\[0\].z must be an"),
+        ({"terms": (jg.Term(one, [0, 1]),)}, r"terms\[0\].group must be an array"),
+        ({"y": np.ones(0), "X": np.ones((0, 1))}, "y has no rows"),
+    ):
+        given = {"y": np.ones(2), "X": one, "terms": (jg.Term(one, codes),)} | changes
+        with pytest.raises(jg.DesignError, match=message):
+            jg.Design(**given)

@@ -53,9 +53,8 @@ def test_iteration_limit_and_nan():
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam", optax.adam(0.03)])
 def test_optax_reaches_newtons_optimum(sleep_design, optimizer):
     newton = jax.jit(jg.fit)(sleep_design)
-    control = jg.Control(
-        optimizer=optimizer, learning_rate=None if optimizer == "lbfgs" else 0.03
-    )
+    rate = 0.03 if optimizer == "adam" else None
+    control = jg.Control(optimizer=optimizer, learning_rate=rate)
     other = jax.jit(lambda d: jg.fit(d, control=control))(sleep_design)
     assert bool(other.converged)
     np.testing.assert_allclose(other.objective, newton.objective, atol=1e-6)
@@ -67,3 +66,15 @@ def test_unknown_optimizers_are_named(sleep_design):
         jg.fit(sleep_design, control=jg.Control(optimizer="nelder"))
     with pytest.raises(ValueError, match="optax transformation"):
         jg.fit(sleep_design, control=jg.Control(optimizer=3))
+    for name in ("chain", "l2_loss"):
+        with pytest.raises(ValueError, match=f"optax.{name}"):
+            jg.fit(sleep_design, control=jg.Control(optimizer=name))
+
+
+def test_controls_that_nothing_would_use_are_refused():
+    with pytest.raises(ValueError, match="learning_rate is for an optax optimizer"):
+        jg.Control(learning_rate=0.1)
+    for bad in ({"max_iter": 0}, {"max_iter": 2.5}, {"tol": -1.0}, {"tol": np.ones(2)}):
+        with pytest.raises(ValueError, match=f"{next(iter(bad))} must be a positive"):
+            jg.Control(**bad)
+    assert hash(jg.Control(tol=np.float64(1e-9))) == hash(jg.Control(tol=1e-9))
