@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Control": "fitting",
+    "Control": "control",
     "ConvergenceError": "errors",
     "ConvergenceWarning": "errors",
     "DataError": "errors",
@@ -23,16 +23,33 @@ _HOMES = {
     "Fit": "results",
     "FormulaError": "errors",
     "GLMM": "model",
+    "Beta": "families",
+    "BetaBinomial": "families",
+    "Binomial": "families",
+    "Cumulative": "families",
+    "Family": "families",
+    "Gamma": "families",
     "Gaussian": "families",
+    "GeneralizedPoisson": "families",
+    "InverseGaussian": "families",
+    "LogNormal": "families",
+    "NegativeBinomial": "families",
+    "Poisson": "families",
+    "Predictor": "designs",
+    "Student": "families",
+    "TruncatedNegativeBinomial": "families",
+    "TruncatedPoisson": "families",
+    "WithDispersion": "families",
+    "ZeroInflated": "families",
     "NoticeWarning": "errors",
     "Params": "results",
     "Status": "errors",
     "Structure": "covariance",
     "Term": "designs",
     "clear_cache": "compiled",
-    "design": "model",
+    "design": "doors",
     "fit": "fitting",
-    "glmm": "model",
+    "glmm": "doors",
     "loglik": "fitting",
     "register_structure": "covariance",
     "simulate": "simulation",
@@ -43,10 +60,14 @@ __all__ = [*_HOMES, "datasets"]
 if TYPE_CHECKING:
     from jaxglmm import datasets as datasets
     from jaxglmm.compiled import clear_cache as clear_cache
+    from jaxglmm.control import Control as Control
     from jaxglmm.covariance import Structure as Structure
     from jaxglmm.covariance import register_structure as register_structure
     from jaxglmm.designs import Design as Design
+    from jaxglmm.designs import Predictor as Predictor
     from jaxglmm.designs import Term as Term
+    from jaxglmm.doors import design as design
+    from jaxglmm.doors import glmm as glmm
     from jaxglmm.errors import ConvergenceError as ConvergenceError
     from jaxglmm.errors import ConvergenceWarning as ConvergenceWarning
     from jaxglmm.errors import DataError as DataError
@@ -54,13 +75,26 @@ if TYPE_CHECKING:
     from jaxglmm.errors import FormulaError as FormulaError
     from jaxglmm.errors import NoticeWarning as NoticeWarning
     from jaxglmm.errors import Status as Status
+    from jaxglmm.families import Beta as Beta
+    from jaxglmm.families import BetaBinomial as BetaBinomial
+    from jaxglmm.families import Binomial as Binomial
+    from jaxglmm.families import Cumulative as Cumulative
+    from jaxglmm.families import Family as Family
+    from jaxglmm.families import Gamma as Gamma
     from jaxglmm.families import Gaussian as Gaussian
-    from jaxglmm.fitting import Control as Control
+    from jaxglmm.families import GeneralizedPoisson as GeneralizedPoisson
+    from jaxglmm.families import InverseGaussian as InverseGaussian
+    from jaxglmm.families import LogNormal as LogNormal
+    from jaxglmm.families import NegativeBinomial as NegativeBinomial
+    from jaxglmm.families import Poisson as Poisson
+    from jaxglmm.families import Student as Student
+    from jaxglmm.families import TruncatedNegativeBinomial as TruncatedNegativeBinomial
+    from jaxglmm.families import TruncatedPoisson as TruncatedPoisson
+    from jaxglmm.families import WithDispersion as WithDispersion
+    from jaxglmm.families import ZeroInflated as ZeroInflated
     from jaxglmm.fitting import fit as fit
     from jaxglmm.fitting import loglik as loglik
     from jaxglmm.model import GLMM as GLMM
-    from jaxglmm.model import design as design
-    from jaxglmm.model import glmm as glmm
     from jaxglmm.results import Fit as Fit
     from jaxglmm.results import Params as Params
     from jaxglmm.simulation import simulate as simulate

@@ -1,7 +1,8 @@
 """Bucketed shapes, so that another data set of similar size does not compile again.
 
-After one pass over the rows only cross-products are left, so n never enters a compiled
-program. Levels and columns of X are padded up to a bucket. A padded level has zero
+After one pass over the rows of a linear model only cross-products are left, so n never
+enters its compiled program; a generalized model's rows are padded with rows of weight
+zero. Levels and columns of X are padded up to a bucket. A padded level has zero
 cross-products, hence M = I: it adds nothing to the log-determinant or to any product,
 and its effects are zero. A padded column of X is marked unused.
 """
@@ -12,11 +13,13 @@ import dataclasses
 
 import numpy as np
 
-from jaxglmm.crossproducts import CrossProducts, SparseTail
-from jaxglmm.plan import Block, Layout
+from jaxglmm.crossproducts import CrossProducts
+from jaxglmm.designs import Design
+from jaxglmm.plan import Block, Layout, Plan
+from jaxglmm.rowsums import SparseTail
 from jaxglmm.typing import Array
 
-__all__ = ["pad", "unpad_effects"]
+__all__ = ["pad", "pad_design", "unpad_effects"]
 
 
 def _chain_bucket(n: int) -> int:
@@ -49,16 +52,7 @@ def pad(cp: CrossProducts, layout: Layout) -> tuple[CrossProducts, Layout]:
     dense = [t for t in cp.tail if not isinstance(t, SparseTail)]
     if len(dense) < len(cp.tail):
         return cp, layout
-    blocks = tuple(
-        dataclasses.replace(
-            b,
-            n_levels=(_chain_bucket if f < layout.n_chain else _tail_bucket)(
-                b.n_levels
-            ),
-        )
-        for f, b in enumerate(layout.blocks)
-    )
-    padded = dataclasses.replace(layout, blocks=blocks)
+    padded = _padded_layout(layout)
     p_padded = _column_bucket(p, padded.blocks[0].n_levels)
     columns, size = _positions(layout, padded, p, p_padded)
     own, up, tail = [], [], []
@@ -81,6 +75,79 @@ def pad(cp: CrossProducts, layout: Layout) -> tuple[CrossProducts, Layout]:
         parents=parents,
     )  # fmt: skip
     return padded_cp, padded
+
+
+def pad_design(design: Design) -> Design:
+    """Pad rows, levels and columns of X to their buckets (NumPy arrays in and out).
+
+    Added rows have weight zero. A sparse tail keeps its exact levels.
+    """
+    plan = design.plan
+    assert plan is not None
+    n = design.n_obs
+    more = _row_bucket(n) - n
+
+    def rows(x, value=0.0):
+        if x is None or more == 0:
+            return x
+        added = np.full((more, *x.shape[1:]), value, x.dtype)
+        return np.concatenate([x, added])
+
+    def wide(X):
+        p = _padded_columns(X.shape[1])
+        out = np.zeros((n + more, p))
+        out[:n, : X.shape[1]] = X
+        return out
+
+    layout, parents = plan.layout, plan.parents
+    if plan.pairs is None:
+        layout = _padded_layout(layout)
+        parents = tuple(
+            _widen(p, layout.blocks[f].n_levels) for f, p in enumerate(parents)
+        )
+    n_levels = {t: b.n_levels for b in layout.blocks for t in b.terms}
+    terms = tuple(
+        dataclasses.replace(
+            t, z=rows(t.z), group=rows(t.group, 0), n_levels=n_levels[i]
+        )
+        for i, t in enumerate(design.terms)
+    )
+    pairs = plan.pairs
+    if pairs is not None:
+        entry = tuple(rows(e, 0) for e in pairs.row_entry)
+        pairs = dataclasses.replace(pairs, row_entry=entry)
+    weights = np.ones(n) if design.weights is None else design.weights
+    others = tuple(
+        dataclasses.replace(p, X=wide(p.X), offset=rows(p.offset))
+        for p in design.others
+    )
+    return dataclasses.replace(
+        design, y=rows(design.y), X=wide(design.X), terms=terms, weights=rows(weights),
+        offset=rows(design.offset), others=others, plan=Plan(layout, parents, pairs),
+    )  # fmt: skip
+
+
+def _row_bucket(n: int) -> int:
+    step = max(32, 2 ** (int(n - 1).bit_length() - 3))
+    return -(-n // step) * step
+
+
+def _padded_columns(p: int) -> int:
+    """Few enough: each costs a direction of the Hessian."""
+    return p if p <= 2 else -(-p // 2) * 2 if p <= 8 else -(-p // 4) * 4
+
+
+def _padded_layout(layout: Layout) -> Layout:
+    blocks = tuple(
+        dataclasses.replace(
+            b,
+            n_levels=(_chain_bucket if f < layout.n_chain else _tail_bucket)(
+                b.n_levels
+            ),
+        )
+        for f, b in enumerate(layout.blocks)
+    )
+    return dataclasses.replace(layout, blocks=blocks)
 
 
 def _widen(x: Array, n_levels: int) -> Array:

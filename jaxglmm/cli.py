@@ -104,13 +104,15 @@ def _pairs(given: tuple[str, ...]) -> dict[str, str] | None:
         name, equals, kind = text.partition("=")
         if not (name and equals and kind):
             raise click.UsageError(f"--contrasts takes NAME=KIND; found {text!r}")
+        if name in out:
+            raise click.UsageError(f"--contrasts names {name} twice")
         out[name] = kind
     return out or None
 
 
 def _fit(source: str, formula: str, factor: tuple[str, ...], options: dict) -> Any:
-    frame = _read(source)
-    from jaxglmm.model import glmm
+    frame = _read(source, factor)
+    from jaxglmm.doors import glmm
 
     for column in factor:
         if column not in frame.columns:
@@ -122,7 +124,7 @@ def _fit(source: str, formula: str, factor: tuple[str, ...], options: dict) -> A
     return glmm(formula, frame, **options)
 
 
-def _read(source: str) -> Any:
+def _read(source: str, factor: tuple[str, ...]) -> Any:
     from jaxglmm import datasets
 
     path = Path(source)
@@ -137,12 +139,21 @@ def _read(source: str) -> Any:
 
     is_parquet = path.suffix.lower() in (".parquet", ".pq")
     try:
-        return pd.read_parquet(path) if is_parquet else pd.read_csv(path)
+        if is_parquet:
+            return pd.read_parquet(path)
+        header = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0]
+        repeated = sorted(set(header[header.duplicated()].dropna()))
+        if not repeated:
+            # factors as the text they are: 007 is not 7
+            return pd.read_csv(path, dtype=dict.fromkeys(factor, str))
     except ImportError:
         raise ValueError("reading Parquet needs pyarrow: pip install pyarrow") from None
     except Exception as error:  # readers raise errors of many kinds
         kind = "Parquet" if is_parquet else "CSV"
         raise ValueError(f"{source} cannot be read as {kind}: {error}") from None
+    raise ValueError(
+        f"{source} has several columns named {', '.join(repeated)}. Rename them."
+    )
 
 
 def as_record(model: Any) -> dict[str, Any]:

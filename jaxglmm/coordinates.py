@@ -34,8 +34,8 @@ __all__ = [
     "Order",
     "block_factors",
     "canonical",
-    "derivatives_in_theta",
     "first_order",
+    "jacobian_in_theta",
     "repivot",
     "split_factors",
 ]
@@ -87,9 +87,10 @@ def repivot(x: Array, order: Order, layout: Layout) -> tuple[Array, Order]:
     orders: list[Array | None] = []
     for t, (L, P) in enumerate(zip(_term_factors(x, layout), order)):
         if P is not None:
+            none = jnp.zeros(L.shape[0], bool)
             for j in range(L.shape[0] - 1):
                 swap = _exchange(L, j)
-                L, P = _reflect(swap @ L, j), swap @ P
+                (L, _), P = _reflect(swap @ L, j, none), swap @ P
         parts.append(_parameters(t, L, x, layout, P))
         orders.append(P)
     return jnp.concatenate(parts), tuple(orders)
@@ -106,10 +107,8 @@ def canonical(x: Array, order: Order, layout: Layout) -> Array:
     return jnp.concatenate(parts)
 
 
-def derivatives_in_theta(
-    theta: Array, x: Array, order: Order, layout: Layout, grad: Array, hess: Array
-) -> tuple[Array, Array]:
-    """Gradient and Hessian in theta, from those in x where the gradient vanishes."""
+def jacobian_in_theta(theta: Array, x: Array, order: Order, layout: Layout) -> Array:
+    """Dx / dtheta (m, m) at a point whose canonical parameters are theta."""
 
     def coordinates(theta):
         parts = []
@@ -122,8 +121,7 @@ def derivatives_in_theta(
             parts.append(_parameters(t, L * sign[None], theta, layout, P, sign))
         return jnp.concatenate(parts)
 
-    J = jax.jacfwd(coordinates)(theta)
-    return grad @ J, J.T @ hess @ J
+    return jax.jacfwd(coordinates)(theta)
 
 
 # ---- one term ----------------------------------------------------------------------
@@ -168,23 +166,32 @@ def _exchange(L: Array, j: int) -> Array:
 
 
 def _lower(Lam: Array) -> Array:
-    """Lower triangular root of Lam Lam'."""
-    for j in range(Lam.shape[0] - 1):
-        Lam = _reflect(Lam, j)
+    """Lower triangular root of Lam Lam'; an effect without variance has no column."""
+    k = Lam.shape[0]
+    tiny = float(jnp.finfo(Lam.dtype).eps) ** 0.5
+    spare = jnp.zeros(k, bool)
+    for j in range(k):
+        Lam, spare = _reflect(Lam, j, spare, tiny)
     return Lam
 
 
-def _reflect(L: Array, j: int) -> Array:
-    """Turn columns j, j + 1, ... of L so that row j ends in column j.
+def _reflect(L: Array, j: int, spare: Array, tiny: float = 0.0) -> tuple[Array, Array]:
+    """Turn the columns j, j + 1, ... and the spare ones so that row j ends in column j.
 
     A reflection times -1 on column j, so that a row which ends there already stays as
-    it is, to first order too.
+    it is, to first order too. A row no longer than ``tiny`` is zero; its column is then
+    spare for the rows below.
     """
-    r = L[j, j:]
-    empty = jnp.sum(r**2) == 0.0
-    safe = jnp.where(empty, 1.0, r)
+    k = L.shape[0]
+    free = (jnp.arange(k) >= j) | spare
+    here = jnp.arange(k) == j
+    r = jnp.where(free, L[j], 0.0)
+    empty = jnp.sum(r**2) <= tiny**2
+    safe = jnp.where(empty, here.astype(L.dtype), r)
     size = jnp.sqrt(jnp.sum(safe**2))
-    v = safe.at[0].add(jnp.where(safe[0] < 0, -size, size))
-    turned = L[:, j:] - (L[:, j:] @ v)[:, None] * v[None] * (2.0 / jnp.sum(v**2))
-    turned = turned.at[:, 0].multiply(-1.0).at[j, 1:].set(0.0)
-    return L.at[:, j:].set(jnp.where(empty, L[:, j:], turned))
+    v = safe + jnp.where(here, jnp.where(safe[j] < 0, -size, size), 0.0)
+    turned = L - (L @ v)[:, None] * v[None] * (2.0 / jnp.sum(v**2))
+    turned = jnp.where(here[None], -turned, turned)
+    turned = jnp.where(empty, L, turned)
+    row = jnp.where(free & ~here, 0.0, turned[j])
+    return turned.at[j].set(row), spare | (here & empty)

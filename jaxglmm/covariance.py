@@ -18,16 +18,24 @@ doi:10.18637/jss.v067.i01.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.errors import FormulaError
 from jaxglmm.typing import Array
 
-__all__ = ["Structure", "register_structure", "structure", "structure_names"]
+__all__ = [
+    "Structure",
+    "check_structure",
+    "register_structure",
+    "structure",
+    "structure_names",
+]
 
 
 @dataclass(frozen=True)
@@ -126,14 +134,49 @@ def register_structure(structure: Structure) -> None:
 
     Raises
     ------
+    TypeError
+        If it is no :class:`Structure`.
     ValueError
         If another structure holds the name.
     """
-    held = _REGISTRY.setdefault(structure.name, structure)
-    if held is not structure:
+    if not isinstance(structure, Structure):
+        kind = type(structure).__name__
+        raise TypeError(f"register_structure takes a Structure; found {kind}")
+    if _add(structure) is not structure:
         raise ValueError(
             f"the covariance structure {structure.name!r} is registered already; "
             "choose another name"
+        )
+
+
+def _add(structure: Structure) -> Structure:
+    return _REGISTRY.setdefault(structure.name, structure)
+
+
+@functools.cache
+def check_structure(name: str, k: int) -> None:
+    """Refuse a structure whose parts do not fit together for k effects.
+
+    Raises
+    ------
+    FormulaError
+        If it is unknown.
+    ValueError
+        If ``start`` or ``Lambda`` have a shape that ``n_theta`` does not promise.
+    """
+    kind = structure(name)
+    m = kind.n_theta(k)
+    found = len(kind.start(k))
+    if found != m:
+        raise ValueError(
+            f"structure {name!r}: start({k}) has {found} values where n_theta({k}) "
+            f"is {m}"
+        )
+    out = jax.eval_shape(lambda theta: kind.Lambda(theta, k), jnp.zeros(m))
+    if out.shape != (k, k):
+        raise ValueError(
+            f"structure {name!r}: Lambda(theta, {k}) has shape {out.shape}; it must be "
+            f"({k}, {k})"
         )
 
 
@@ -158,7 +201,7 @@ def structure_names() -> list[str]:
     return sorted(_REGISTRY)
 
 
-register_structure(
+_add(
     Structure(
         "full",
         n_theta=lambda k: k * (k + 1) // 2,
@@ -170,7 +213,7 @@ register_structure(
         labels=_full_labels,
     )
 )
-register_structure(
+_add(
     Structure(
         "diag",
         n_theta=lambda k: k,
@@ -181,7 +224,7 @@ register_structure(
         labels=list,
     )
 )
-register_structure(
+_add(
     Structure(
         "scalar",
         n_theta=lambda k: 1,

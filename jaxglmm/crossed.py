@@ -33,7 +33,7 @@ import numpy as np
 
 from jaxglmm.coordinates import Order, block_factors
 from jaxglmm.covariance import structure
-from jaxglmm.crossproducts import CrossProducts, SparseTail
+from jaxglmm.crossproducts import CrossProducts
 from jaxglmm.elimination import (
     entries_by_column,
     outer_pairs,
@@ -43,6 +43,7 @@ from jaxglmm.elimination import (
 from jaxglmm.linalg import block_matmul, spd_inverse
 from jaxglmm.lmm import criterion
 from jaxglmm.plan import Layout
+from jaxglmm.rowsums import SparseTail
 from jaxglmm.typing import Array
 
 __all__ = ["applies", "crossed_value_grad_hess"]

@@ -23,12 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxglmm.covariance import structure
+from jaxglmm.covariance import check_structure, structure
 from jaxglmm.errors import DesignError
 from jaxglmm.plan import Layout, Plan, make_plan, same_codes
 from jaxglmm.typing import Array
 
-__all__ = ["Design", "Term", "check_design"]
+__all__ = ["Design", "Predictor", "Term", "check_design"]
 
 
 @jax.tree_util.register_dataclass
@@ -46,12 +46,16 @@ class Term:
         Number of levels; read off ``group`` when left out.
     structure : str
         Covariance structure of the k effects, see :mod:`jaxglmm.covariance`.
+    predictor : int
+        The linear predictor to which the term adds: 0 for the mean, r for
+        ``Design.others[r - 1]``.
     """
 
     z: Array
     group: Array
     n_levels: int = dataclasses.field(default=0, metadata={"static": True})
     structure: str = dataclasses.field(default="full", metadata={"static": True})
+    predictor: int = dataclasses.field(default=0, metadata={"static": True})
 
     def __post_init__(self):
         if self.n_levels == 0 and hasattr(self.group, "shape"):
@@ -73,6 +77,23 @@ def _count_levels(group: Array) -> int:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Predictor:
+    """Fixed part of a further linear predictor, as of zero inflation or dispersion.
+
+    Parameters
+    ----------
+    X : Array, (n, p)
+        Fixed-effects design.
+    offset : Array, (n,), optional
+        Known part.
+    """
+
+    X: Array
+    offset: Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Design:
     """Everything the likelihood needs, as one pytree.
 
@@ -89,6 +110,9 @@ class Design:
         weight zero does not count.
     offset : Array, (n,), optional
         Known part of the linear predictor.
+    others : tuple of Predictor
+        Further linear predictors, for families that have them; random terms say with
+        ``Term(predictor=r)`` to which they add.
     plan : Plan, optional
         Made from the group codes when left out, which needs them concrete: build the
         Design outside ``jit`` and pass it in.
@@ -114,6 +138,7 @@ class Design:
     terms: tuple[Term, ...]
     weights: Array | None = None
     offset: Array | None = None
+    others: tuple[Predictor, ...] = ()
     plan: Plan | None = None
 
     def __post_init__(self):
@@ -152,7 +177,7 @@ def _same_groups(old: tuple[Term, ...], new: tuple[Term, ...]) -> bool:
     """Whether only z differs, so that a plan made for the old terms holds."""
 
     def facts(terms):
-        return [(t.n_levels, t.k, t.structure) for t in terms]
+        return [(t.n_levels, t.k, t.structure, t.predictor) for t in terms]
 
     return facts(old) == facts(new) and all(
         same_codes(a.group, b.group) for a, b in zip(old, new)
@@ -190,6 +215,20 @@ def check_design(design: Design) -> None:
         _check_array(name, value)
         if value.shape != (n,):
             raise DesignError(f"{name} must have shape ({n},); found {value.shape}")
+    for i, other in enumerate(design.others):
+        if not isinstance(other, Predictor):
+            found = type(other).__name__
+            raise DesignError(f"others[{i}] must be a Predictor; found {found}")
+        _check_array(f"others[{i}].X", other.X)
+        if other.X.ndim != 2 or other.X.shape[0] != n:
+            raise DesignError(
+                f"others[{i}].X must have shape ({n}, p); found {other.X.shape}"
+            )
+        if other.offset is not None and jnp.shape(other.offset) != (n,):
+            raise DesignError(
+                f"others[{i}].offset must have shape ({n},); found "
+                f"{jnp.shape(other.offset)}"
+            )
     for i, term in enumerate(design.terms):
         if not isinstance(term, Term):
             raise DesignError(f"terms[{i}] must be a Term; found {type(term).__name__}")
@@ -212,7 +251,7 @@ def _check_term(term: Term, i: int, n: int) -> None:
         raise DesignError(
             f"terms[{i}].group must hold integer codes; found {term.group.dtype}"
         )
-    structure(term.structure)
+    check_structure(term.structure, term.k)
 
 
 def _check_codes(term: Term, i: int) -> None:

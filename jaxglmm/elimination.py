@@ -25,9 +25,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxglmm.crossproducts import CrossProducts, SparseTail
+from jaxglmm.crossproducts import CrossProducts
 from jaxglmm.linalg import block_matmul, spd_inverse, spd_solve
 from jaxglmm.plan import Layout, Pairs
+from jaxglmm.rowsums import SparseTail
 from jaxglmm.typing import Array
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "outer_pairs",
     "outer_xy",
     "reduce_levels",
+    "solve_effects",
     "split_terms",
 ]
 
@@ -133,7 +135,7 @@ def _to_levels(x: Array, level: Array, n_levels: int) -> Array:
 
 def _flat(x: Array) -> Array:
     """(K, D, J) -> (D, K J)."""
-    return jnp.swapaxes(x, 0, 1).reshape(x.shape[1], -1)
+    return jnp.swapaxes(x, 0, 1).reshape(x.shape[1], x.shape[0] * x.shape[2])
 
 
 def _outer_tail(H: Array | SparseTail, N: Array, size: int) -> Array:
@@ -206,6 +208,8 @@ def _eliminate_tail(gram: Array, factors, layout: Layout):
 
 # ---- back-substitution -------------------------------------------------------------
 
+Effects = tuple[Array, ...]  # (J, K) of every block, in the order of elimination
+
 
 def conditional_modes(
     factors: tuple[Array, ...],
@@ -213,28 +217,84 @@ def conditional_modes(
     beta: Array,
     cp: CrossProducts,
     layout: Layout,
-) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+) -> tuple[Effects, Effects]:
     """Conditional modes b = u Lambda' and u of every block, (J, K) each.
 
     Henderson's equations from the root back to the leaf, given beta (p,), all in inner
-    units: with r_f = H_f,xy (-beta, 1)' - sum_r H_fr b_r,
+    units, with the right-hand sides H_f,xy (-beta, 1)' that elimination left.
+    """
+    c = jnp.append(-beta, 1.0)
+    right = []
+    for H in done.tail:
+        xy = H.xy if isinstance(H, SparseTail) else H[:, layout.tail_size :]
+        right.append(jnp.einsum("kdj,d->kj", xy, c))
+    u_tail = done.S_inv @ (done.H_tail @ c)
+    return _back_substitute(factors, done, right, u_tail, cp.parents, layout)
+
+
+def solve_effects(
+    factors: tuple[Array, ...],
+    done: Eliminated,
+    right: Effects,
+    parents: tuple[Array, ...],
+    layout: Layout,
+) -> tuple[Effects, Effects]:
+    """Solve (Z'WZ + Q^-1) b = right for effects (J, K); b and u with b = u Lambda'.
+
+    In terms that hold at Q = 0 too: u = (Lambda' Z'WZ Lambda + I)^-1 Lambda' right.
+    """
+    n_chain = layout.n_chain
+    by_level = [r.T for r in right[:n_chain]]
+    none = jnp.zeros(0, right[0].dtype)
+    tail = jnp.concatenate([none, *(jnp.ravel(r) for r in right[n_chain:])])
+    for f in range(n_chain):
+        solved = jnp.sum(done.N[f] * by_level[f][None], axis=1)
+        for g in range(f + 1, n_chain):
+            moved = jnp.sum(done.up[f][g - f - 1] * solved[:, None], axis=0)
+            level = _ancestor(parents, f, g)
+            by_level[g] = by_level[g] - _to_levels(
+                moved, level, layout.blocks[g].n_levels
+            )
+        if layout.tail:
+            tail = tail - _tail_transposed(done.tail[f], solved, layout.tail_size)
+    u_tail = tail
+    if layout.tail:
+        half = _tail_rows(tail[:, None], factors, layout, transpose=True)[:, 0]
+        u_tail = done.S_inv @ half
+    return _back_substitute(factors, done, by_level, u_tail, parents, layout)
+
+
+def _tail_transposed(H: Array | SparseTail, x: Array, size: int) -> Array:
+    """Sum over levels of H_R' x, (q_R,), for x (K, J)."""
+    if not isinstance(H, SparseTail):
+        return jnp.einsum("kdj,kj->d", H[:, :size], x)
+    terms = jnp.sum(H.value * x[:, H.pairs.level], axis=0)
+    return jax.ops.segment_sum(terms, H.pairs.column, num_segments=size)
+
+
+def _back_substitute(
+    factors, done: Eliminated, right, u_tail: Array, parents, layout: Layout
+) -> tuple[Effects, Effects]:
+    """From the root back to the leaf, given the tail's u.
+
+    With r_f = right_f - sum_r H_fr b_r over the blocks behind f,
 
         b_f = N_f r_f,      u_f = Lambda' (r_f - H_ff b_f).
     """
-    c = jnp.append(-beta, 1.0)
-    u_tail = done.S_inv @ (done.H_tail @ c)
     b_tail = u_tail
     if layout.tail:
         b_tail = _tail_rows(u_tail[:, None], factors, layout, transpose=False)[:, 0]
     modes: list[Array] = [None] * layout.n_chain
     spherical: list[Array] = [None] * layout.n_chain
     for f in reversed(range(layout.n_chain)):
-        right = _apply_tail(done.tail[f], -b_tail, c)
+        rest = right[f]
+        if layout.tail:
+            rest = rest - _apply_tail(done.tail[f], b_tail)
         for g in range(f + 1, layout.n_chain):
-            b_g = modes[g][:, _ancestor(cp.parents, f, g)]
-            right = right - jnp.sum(done.up[f][g - f - 1] * b_g[None], axis=1)
-        modes[f] = jnp.sum(done.N[f] * right[None], axis=1)  # (K, J)
-        left = right - jnp.sum(done.own[f] * modes[f][None], axis=1)
+            b_g = modes[g][:, _ancestor(parents, f, g)]
+            rest = rest - jnp.sum(done.up[f][g - f - 1] * b_g[None], axis=1)
+        modes[f] = jnp.sum(done.N[f] * rest[None], axis=1)  # (K, J)
+        left = rest - jnp.sum(done.own[f] * modes[f][None], axis=1)
         spherical[f] = factors[f].T @ left
     b, u = [m.T for m in modes], [m.T for m in spherical]
     start = 0
@@ -246,13 +306,13 @@ def conditional_modes(
     return tuple(b), tuple(u)
 
 
-def _apply_tail(H: Array | SparseTail, tail: Array, xy: Array) -> Array:
-    """H_f [tail, xy]', (K, J)."""
+def _apply_tail(H: Array | SparseTail, x: Array) -> Array:
+    """H_fR x for x (q_R,), (K, J)."""
     if not isinstance(H, SparseTail):
-        return jnp.einsum("kdj,d->kj", H, jnp.concatenate([tail, xy]))
-    right = jnp.einsum("kdj,d->kj", H.xy, xy)
-    terms = H.value * tail[H.pairs.column][None]
-    return right.at[:, H.pairs.level].add(terms)
+        return jnp.einsum("kdj,d->kj", H[:, : x.shape[0]], x)
+    terms = H.value * x[H.pairs.column][None]
+    zero = jnp.zeros((H.value.shape[0], H.xy.shape[2]), terms.dtype)
+    return zero.at[:, H.pairs.level].add(terms)
 
 
 def conditional_covariances(

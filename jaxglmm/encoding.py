@@ -26,18 +26,35 @@ from jaxglmm.columns import ModelColumns, Variable, learn, model_columns
 from jaxglmm.contrasts import check_contrasts
 from jaxglmm.errors import DataError, NoticeWarning
 from jaxglmm.evaluate import Table, used_columns
-from jaxglmm.formula import ParsedFormula, parse
+from jaxglmm.formula import ParsedFormula, parse, parse_predictor
 from jaxglmm.newdata import Encoder
 from jaxglmm.response import (
     check_response,
     given_numbers,
+    in_order_of,
     prior_weights,
     response_and_trials,
+    response_codes,
     total_offset,
 )
 from jaxglmm.terms import TermArrays, random_terms
 
-__all__ = ["ModelFrame", "model_frame"]
+__all__ = ["ModelFrame", "PredictorFrame", "model_frame"]
+
+
+@dataclass(frozen=True, eq=False)
+class PredictorFrame:
+    """Arrays and names of a further linear predictor; see :class:`ModelFrame`.
+
+    ``name`` is the argument that its formula came in.
+    """
+
+    name: str
+    X: np.ndarray
+    X_names: list[str]
+    terms: tuple[TermArrays, ...]
+    offset: np.ndarray | None
+    encoder: Encoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +96,10 @@ class ModelFrame:
         Terms with as many effects as rows (observation-level effects).
     is_cbind : bool
         Whether the response was ``cbind(successes, failures)``.
+    response_levels : pandas.Index or None
+        Levels of a factor as response, where asked for as codes.
+    others : tuple of PredictorFrame
+        Further linear predictors, as of zero inflation or dispersion.
     """
 
     y: np.ndarray
@@ -98,6 +119,13 @@ class ModelFrame:
     dropped_columns: list[str] = field(default_factory=list)
     one_row_per_level: tuple[str, ...] = ()
     is_cbind: bool = False
+    response_levels: pd.Index | None = None
+    others: tuple[PredictorFrame, ...] = ()
+
+    @property
+    def all_terms(self) -> tuple[TermArrays, ...]:
+        """Random terms of every linear predictor, in the order of theta."""
+        return (*self.terms, *(t for p in self.others for t in p.terms))
 
 
 def model_frame(
@@ -108,6 +136,8 @@ def model_frame(
     offset: Any = None,
     contrasts: Mapping[str, str] | None = None,
     missing: str = "drop",
+    codes: bool = False,
+    others: Mapping[str, str] | None = None,
 ) -> ModelFrame:
     """Turn a mixed-model formula and a table into arrays and names.
 
@@ -125,6 +155,10 @@ def model_frame(
     missing : {"drop", "raise"}
         What to do with rows that have a missing value in a column used. Those dropped
         are counted in the result.
+    codes : bool
+        Whether a factor may be the response, as codes 0, 1, ... of its levels.
+    others : dict of str to str, optional
+        Formulas of further linear predictors by name, ``{"zi": "~ x + (1 | g)"}``.
 
     Returns
     -------
@@ -156,29 +190,46 @@ def model_frame(
     if missing not in ("drop", "raise"):
         raise DataError(f"missing={missing!r} is unknown. Choose 'drop' or 'raise'.")
     check_contrasts(contrasts)
-    plan = _plan(formula, offset)
+    names = tables.column_names(data)
+    weights, offset = (_column_first(v, names) for v in (weights, offset))
+    weights = in_order_of(weights, data, "weights")
+    offset = in_order_of(offset, data, "offset")
+    plan = _plan(formula, offset, others or {})
     table, arrays = _open(data, plan.expressions, weights, offset)
     dropped_by = _drop_missing(table, arrays, missing)
-    numbers = _evaluate_numbers(plan, table, arrays, weights)
+    numbers = _evaluate_numbers(plan, table, arrays, weights, codes)
     variables, values = _learn(plan.variables, table, contrasts)
-    fixed = _fixed_part(plan.fixed, table, variables, values)
-    terms = random_terms(plan.formula.random, table, variables, values)
-    encoder = Encoder(
-        formula=plan.formula,
-        variables=variables,
-        fixed=fixed.columns,
-        keep=fixed.keep,
-        random=tuple(coding for coding, _ in terms),
-        offsets=plan.offsets,
-        needs_offset="offset" in arrays,
-    )
-    for notice in fixed.notices:
-        warnings.warn(notice, NoticeWarning, stacklevel=2)
+
+    def encode(part: _Part, needs_offset: bool):
+        fixed = _fixed_part(part.fixed, table, variables, values)
+        terms = random_terms(part.formula.random, table, variables, values)
+        encoder = Encoder(
+            formula=part.formula,
+            variables=variables,
+            fixed=fixed.columns,
+            keep=fixed.keep,
+            random=tuple(coding for coding, _ in terms),
+            offsets=part.offsets,
+            needs_offset=needs_offset,
+        )
+        for notice in fixed.notices:
+            warnings.warn(notice, NoticeWarning, stacklevel=3)
+        return fixed, tuple(t for _, t in terms), encoder
+
+    fixed, terms, encoder = encode(plan.main, "offset" in arrays)
+    frames, notices = [], list(fixed.notices)
+    for name, part in plan.others.items():
+        more, its_terms, its_encoder = encode(part, needs_offset=False)
+        notices += [f"{name}: {notice}" for notice in more.notices]
+        its_offset = total_offset(table, {}, part.offsets)
+        frames.append(
+            PredictorFrame(name, more.X, more.names, its_terms, its_offset, its_encoder)
+        )
     return ModelFrame(
         y=numbers.y,
         X=fixed.X,
         X_names=fixed.names,
-        terms=tuple(t for _, t in terms),
+        terms=terms,
         weights=numbers.weights,
         offset=numbers.offset,
         n_rows=len(table.frame),
@@ -186,39 +237,74 @@ def model_frame(
         dropped_by=dropped_by,
         kept=table.rows,
         row_index=table.row_index,
-        response_name=plan.formula.response,
+        response_name=plan.main.formula.response,
         encoder=encoder,
-        notices=fixed.notices,
+        notices=notices,
         dropped_columns=fixed.dropped,
-        one_row_per_level=tuple(t.group_name for _, t in terms if t.one_row_per_effect),
+        one_row_per_level=tuple(t.group_name for t in terms if t.one_row_per_effect),
         is_cbind=numbers.trials is not None,
+        response_levels=numbers.levels,
+        others=tuple(frames),
     )
 
 
 # -- what to read ----------------------------------------------------------------------
 
 
-class _Plan(NamedTuple):
+def _column_first(given: Any, names: Any) -> Any:
+    """A string that is a column's name means that column, whatever it spells."""
+    is_name = isinstance(given, str) and given in names
+    return f"`{given}`" if is_name and not given.isidentifier() else given
+
+
+class _Part(NamedTuple):
+    """One linear predictor."""
+
     formula: ParsedFormula
     fixed: Side
-    variables: list[str]  # of the fixed part and the random terms, each once
     offsets: tuple[str, ...]
+
+    @property
+    def variables(self) -> list[str]:
+        """Variables of the fixed part and the random terms."""
+        sides = [self.fixed, *(expand(t.effects) for t in self.formula.random)]
+        return [v for side in sides for v in side.variables]
+
+
+class _Plan(NamedTuple):
+    main: _Part
+    others: dict[str, _Part]
+
+    @property
+    def parts(self) -> list[_Part]:
+        """Every linear predictor."""
+        return [self.main, *self.others.values()]
+
+    @property
+    def variables(self) -> list[str]:
+        """Variables of every part, each once."""
+        return list(dict.fromkeys(v for part in self.parts for v in part.variables))
 
     @property
     def expressions(self) -> list[str]:
         """Everything to evaluate on complete rows."""
-        factors = [f for term in self.formula.random for f in term.factors]
-        return [self.formula.response, *self.variables, *factors, *self.offsets]
+        terms = [term for part in self.parts for term in part.formula.random]
+        factors = [f for term in terms for f in term.factors]
+        offsets = [e for part in self.parts for e in part.offsets]
+        return [self.main.formula.response, *self.variables, *factors, *offsets]
 
 
-def _plan(formula: str, offset: Any) -> _Plan:
-    parsed = parse(formula)
-    sides = [expand(parsed.fixed), *(expand(t.effects) for t in parsed.random)]
-    variables = list(dict.fromkeys(v for side in sides for v in side.variables))
-    offsets = list(dict.fromkeys(parsed.offsets))  # R counts repeated ones once ...
-    if isinstance(offset, str):
-        offsets.append(offset)  # ... but adds the argument
-    return _Plan(parsed, sides[0], variables, tuple(offsets))
+def _plan(formula: str, offset: Any, others: Mapping[str, str]) -> _Plan:
+    main = _part(parse(formula))
+    if isinstance(offset, str):  # adds to those in the formula
+        main = main._replace(offsets=(*main.offsets, offset))
+    parts = {name: _part(parse_predictor(f, name)) for name, f in others.items()}
+    return _Plan(main, parts)
+
+
+def _part(parsed: ParsedFormula) -> _Part:
+    # R counts repeated offsets once
+    return _Part(parsed, expand(parsed.fixed), tuple(dict.fromkeys(parsed.offsets)))
 
 
 def _open(
@@ -270,18 +356,28 @@ def _drop_missing(
 class _Numbers(NamedTuple):
     y: np.ndarray
     trials: np.ndarray | None
+    levels: pd.Index | None
     weights: np.ndarray | None
     offset: np.ndarray | None
 
 
 def _evaluate_numbers(
-    plan: _Plan, table: Table, arrays: Mapping[str, np.ndarray], weights: Any
+    plan: _Plan,
+    table: Table,
+    arrays: Mapping[str, np.ndarray],
+    weights: Any,
+    codes: bool,
 ) -> _Numbers:
-    name = plan.formula.response
-    y, trials = response_and_trials(table.evaluate(name))
+    name = plan.main.formula.response
+    found = table.evaluate(name)
+    levels = None
+    if codes:
+        found, levels = response_codes(found)
+    y, trials = response_and_trials(found)
     check_response(y, trials, name, table.rows)
     prior = prior_weights(table, arrays, weights, trials)
-    return _Numbers(y, trials, prior, total_offset(table, arrays, plan.offsets))
+    offset = total_offset(table, arrays, plan.main.offsets)
+    return _Numbers(y, trials, levels, prior, offset)
 
 
 def _learn(

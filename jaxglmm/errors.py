@@ -60,6 +60,7 @@ class Status(IntEnum):
     NONFINITE = 3
     NOT_IDENTIFIED = 4
     STALLED = 5
+    NO_MODE = 6
 
     @property
     def ok(self) -> bool:
@@ -83,6 +84,9 @@ _SENTENCES = {
     Status.NOT_IDENTIFIED: (
         "not converged: the likelihood is flat in some direction, so a parameter is "
         "not identified by these data"
+    ),
+    Status.NO_MODE: (
+        "not converged: the conditional modes of the random effects were not found"
     ),
     Status.STALLED: "not converged: no further decrease could be found",
 }

@@ -21,6 +21,12 @@ from jaxglmm.tokens import Reader, Token, tokenize
 __all__ = ["column_of", "read_variable", "rewrite", "spelling", "variables"]
 
 
+# keywords that no expression holds: they can only be columns
+_STATEMENTS = frozenset(keyword.kwlist) - {
+    *("and", "or", "not", "in", "is", "if", "else", "for", "True", "False", "None")
+}
+
+
 def read_variable(r: Reader) -> str:
     """Take a variable, a name or a Python expression, in canonical spelling."""
     start = r.i
@@ -64,18 +70,19 @@ def spelling(r: Reader, start: int, stop: int) -> str:
         plain = re.fullmatch(r"[^\W\d][\w.]*", inner) and not keyword.iskeyword(inner)
         return inner if plain else first.text
     if len(tokens) == 1 and first.kind == "name":
-        return first.text
-    for token in tokens:
-        if token.is_op("^"):
-            r.fail("inside an expression a power is written **, not ^.", token)
+        return f"`{first.text}`" if keyword.iskeyword(first.text) else first.text
     return _unparse(r, tokens)
 
 
 def _unparse(r: Reader, tokens: tuple[Token, ...]) -> str:
     aliases = {
-        t.text: f"_quoted_{i}_" for i, t in enumerate(tokens) if t.kind == "quoted"
+        t.text: f"_quoted_{i}_"
+        for i, t in enumerate(tokens)
+        if t.kind == "quoted" or (t.kind == "name" and t.text in _STATEMENTS)
     }
-    code = " ".join(aliases.get(t.text, t.text) for t in tokens)
+    # ^ is a power, as everywhere in a formula
+    texts = ["**" if t.is_op("^") else t.text for t in tokens]
+    code = " ".join(aliases.get(text, text) for text in texts)
     code = re.sub(r"\s+(?=\.[^\W\d])", "", code)
     try:
         out = ast.unparse(ast.parse(code, mode="eval")).replace("\n", " ")
@@ -85,7 +92,8 @@ def _unparse(r: Reader, tokens: tuple[Token, ...]) -> str:
         message = f"{shown!r} is not a valid Python expression ({reason})."
         r.fail(message, tokens[0])
     for quoted, alias in aliases.items():
-        out = out.replace(alias, quoted)
+        plain = quoted in _STATEMENTS
+        out = out.replace(alias, f"`{quoted}`" if plain else quoted)
     return out
 
 

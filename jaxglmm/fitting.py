@@ -1,125 +1,34 @@
 """The functional door: ``fit(design)`` for ``jit``, ``vmap`` and ``grad``.
 
-    cross-products -> theta by Newton on the profiled criterion -> everything else
-
-theta, in the coordinates x of coordinates.py, solves grad f(x, data) = 0. Its
-derivative comes from that equation, not from the iterations: with H the Hessian of f,
-
-    d x = -H^+ d_data(grad f),                                                     (1)
-
-where H^+ leaves directions without curvature alone: a flat direction is held fixed. At
-a boundary (a zero variance) the gradient's dependence on the data vanishes, because f
-is even in the columns of Lambda, so (1) holds those parameters at the boundary too.
-Equation (1) is itself differentiable, which makes second derivatives exact where the
-optimum is regular.
+A Gaussian model with identity link is fitted by REML or ML on its profiled criterion,
+see linear.py; any other, or a Gaussian one with ``method="Laplace"``, on all its
+parameters together, see generalized.py. Derivatives through the fit come from the
+equation that the optimum solves, see implicit.py.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
-from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from jaxglmm.coordinates import (
-    block_factors,
-    canonical,
-    derivatives_in_theta,
-    first_order,
-    repivot,
-)
-from jaxglmm.crossed import applies, crossed_value_grad_hess
-from jaxglmm.crossproducts import CrossProducts, Units, cross_products
+from jaxglmm.control import Control
+from jaxglmm.crossproducts import cross_products
 from jaxglmm.designs import Design, check_design
-from jaxglmm.elimination import conditional_modes, split_terms
-from jaxglmm.errors import NoticeWarning, Status
-from jaxglmm.families import Family, family_by_name
-from jaxglmm.linalg import spd_inverse
-from jaxglmm.lmm import log_likelihood, profile, profiled_objective
-from jaxglmm.optimize import Minimum, minimize
-from jaxglmm.plan import Layout
+from jaxglmm.errors import DesignError, NoticeWarning
+from jaxglmm.families import Family, family_by_name, is_linear
+from jaxglmm.generalized import first_guess, fit_rows, log_lik_rows
+from jaxglmm.linear import estimate, start_theta, to_user_units
+from jaxglmm.lmm import log_likelihood
+from jaxglmm.quadrature import check_quadrature
 from jaxglmm.results import Fit, Params, check_params
-from jaxglmm.starts import default_start
 from jaxglmm.typing import Array
 
-__all__ = ["Control", "fit", "loglik"]
-
-_LARGE_TOL = 1e-8  # Newton decrement for large crossed designs: 1e-4 standard errors
-_FARTHEST = 1e3  # starts beyond this relative standard deviation are moved to it
-_SINGULAR = 1e-4  # a diagonal of Lambda below this counts as zero, as in lme4
-
-
-@dataclass(frozen=True)
-class Control:
-    """How to optimize.
-
-    Parameters
-    ----------
-    optimizer : str or optax.GradientTransformation
-        ``"newton"`` (default; trust radius, exact Hessian), ``"lbfgs"``, the name of
-        another optax optimizer such as ``"adam"``, or an optax transformation.
-    max_iter : int, optional
-        Largest number of evaluations; 50 for Newton, 500 for L-BFGS, 5,000 otherwise.
-    tol : float, optional
-        Newton: decrement grad' hess^-1 grad at which to stop, eps^0.8 by default (1e-8
-        for large crossed designs). optax: largest gradient element over the objective
-        at which to stop, eps^0.6 by default; the verdict asks for a decrement of 1e-8
-        (or of tol, where that is larger).
-    learning_rate : float, optional
-        For an optax optimizer given by name; L-BFGS finds its own when left out.
-
-    Raises
-    ------
-    ValueError
-        For a limit that is not positive, or a learning rate that nothing would use.
-    """
-
-    optimizer: Any = "newton"
-    max_iter: int | None = None
-    tol: float | None = None
-    learning_rate: float | None = None
-
-    def __post_init__(self):
-        for name, kind in (("max_iter", int), ("tol", float), ("learning_rate", float)):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            number = kind(value) if np.ndim(value) == 0 else -1
-            if not number > 0 or number != value:
-                what = "a positive integer" if kind is int else "a positive number"
-                raise ValueError(f"Control: {name} must be {what}; found {value!r}")
-            object.__setattr__(self, name, number)
-        named = isinstance(self.optimizer, str) and self.optimizer != "newton"
-        if self.learning_rate is not None and not named:
-            raise ValueError(
-                "Control: learning_rate is for an optax optimizer given by name; "
-                f"{self.optimizer!r} does not use it"
-            )
-
-
-class Raw(NamedTuple):
-    """A fit in inner units, before :func:`to_user_units`.
-
-    ``grad`` and ``hess`` are in theta; those of ``minimum`` in its own coordinates.
-    """
-
-    minimum: Minimum
-    grad: Array
-    hess: Array
-    theta: Array
-    beta: Array
-    gls: Array
-    sigma2: Array
-    objective: Array
-    u: tuple[Array, ...]
-    b: tuple[Array, ...]
-    status: Array
-    is_singular: Array
+__all__ = ["as_float", "check_method", "fit", "loglik", "reml_flag"]
 
 
 def fit(
@@ -127,6 +36,7 @@ def fit(
     family: str | Family | None = None,
     method: str | None = None,
     *,
+    n_quad: int | None = None,
     start: Array | None = None,
     control: Control | None = None,
 ) -> Fit:
@@ -138,8 +48,12 @@ def fit(
         See :func:`jaxglmm.design` and :class:`jaxglmm.Design`. Results have its dtype.
     family : str or Family, optional
         Gaussian by default.
-    method : {"REML", "ML"}, optional
-        REML by default for Gaussian models.
+    method : {"REML", "ML", "Laplace", "AGQ"}, optional
+        REML by default for Gaussian models with identity link, Laplace for all others.
+        AGQ is adaptive Gauss-Hermite quadrature, for one grouping factor with up to
+        four effects.
+    n_quad : int, optional
+        Quadrature nodes per effect for ``method="AGQ"``, 9 by default; one is Laplace.
     start : Array, (m,), optional
         Starting theta; by default every standard deviation equals sigma in effect.
     control : Control, optional
@@ -168,26 +82,73 @@ def fit(
     ...     round(float(jax.jit(jg.fit)(design).objective), 4)
     319.6543
     """
-    family_by_name(family)
-    return _fit(as_float(design), reml_flag(method), start, control or Control())
+    family = family_by_name(family)
+    method = check_method(family, method)
+    design = as_float(design)
+    check_predictors(family, design)
+    n_quad = check_n_quad(method, n_quad, design)
+    control = control or Control()
+    if method in ("REML", "ML"):
+        return _fit_linear(design, reml_flag(method), start, control)
+    if start is not None and jnp.shape(start) != (design.n_theta,):
+        raise ValueError(
+            f"start must have shape ({design.n_theta},); found {jnp.shape(start)}"
+        )
+    guess = first_guess(family, design.y, design.weights)
+    return _fit_generalized(design, family, start, control, n_quad, guess)
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _fit(design: Design, reml, start, control: Control) -> Fit:
+def _fit_linear(design: Design, reml, start, control: Control) -> Fit:
     cp, units = cross_products(design)
     theta0 = start_theta(design.layout, units, start, design.y.dtype)
     raw = estimate(cp, design.layout, reml, theta0, control)
     return to_user_units(raw, units)
 
 
-def reml_flag(method: str | None) -> float:
-    """1.0 for REML (the default), 0.0 for ML."""
-    name = "REML" if method is None else method
-    if name not in ("REML", "ML"):
+@functools.partial(jax.jit, static_argnums=(1, 3, 4))
+def _fit_generalized(design: Design, family, start, control, n_quad, guess) -> Fit:
+    return fit_rows(design, family, start, control, n_quad, guess)
+
+
+def check_method(family: Family, method: str | None) -> str:
+    """The method to use; REML or ML for linear models, Laplace for any."""
+    linear = is_linear(family)
+    known = ("REML", "ML", "Laplace", "AGQ") if linear else ("Laplace", "AGQ")
+    name = known[0] if method is None else method
+    if name not in known:
+        kind = "a Gaussian model" if linear else f"the family {family.name!r}"
         raise ValueError(
-            f"unknown method {method!r} for a Gaussian model; use 'REML' or 'ML'"
+            f"unknown method {method!r} for {kind}; use "
+            + " or ".join(repr(k) for k in known)
         )
-    return float(name == "REML")
+    return name
+
+
+def check_n_quad(method: str, n_quad: int | None, design: Design) -> int:
+    """Nodes to use; 1 unless the method is AGQ."""
+    if method != "AGQ":
+        if n_quad not in (None, 1):
+            raise ValueError(f"n_quad={n_quad} needs method='AGQ'; found {method!r}")
+        return 1
+    n_quad = 9 if n_quad is None else n_quad
+    check_quadrature(design.layout, n_quad)
+    return n_quad
+
+
+def check_predictors(family: Family, design: Design) -> None:
+    """Refuse a design with more or fewer linear predictors than the family has."""
+    found = 1 + len(design.others)
+    if found != family.n_eta:
+        raise DesignError(
+            f"the family {family.name!r} has {family.n_eta} linear predictors and the "
+            f"design {found}; give the others as Design(others=(Predictor(X=...), ...))"
+        )
+
+
+def reml_flag(method: str) -> float:
+    """1.0 for REML, 0.0 for ML."""
+    return float(method == "REML")
 
 
 def as_float(design: Design) -> Design:
@@ -195,6 +156,7 @@ def as_float(design: Design) -> Design:
     check_design(design)
     given = [design.y, design.X, *(t.z for t in design.terms)]
     given += [a for a in (design.weights, design.offset) if a is not None]
+    given += [p.X for p in design.others]
     dtype = common_dtype(given)
     if dtype == np.float32:
         _warn_float32()
@@ -203,12 +165,13 @@ def as_float(design: Design) -> Design:
         return None if a is None else jnp.asarray(a, dtype)
 
     terms = tuple(
-        type(t)(cast(t.z), jnp.asarray(t.group, jnp.int32), t.n_levels, t.structure)
+        dataclasses.replace(t, z=cast(t.z), group=jnp.asarray(t.group, jnp.int32))
         for t in design.terms
     )
+    others = tuple(type(p)(cast(p.X), cast(p.offset)) for p in design.others)
     return Design(
         cast(design.y), cast(design.X), terms, cast(design.weights),
-        cast(design.offset), design.plan,
+        cast(design.offset), others, design.plan,
     )  # fmt: skip
 
 
@@ -231,135 +194,6 @@ def _warn_float32() -> None:
     )
 
 
-def start_theta(layout: Layout, units: Units, start, dtype) -> Array:
-    """Starting theta in inner units."""
-    if start is not None:
-        given = jnp.asarray(start, dtype)
-        m = units.theta_scale.shape[0]
-        if given.shape != (m,):
-            raise ValueError(f"start must have shape ({m},); found {given.shape}")
-        return jnp.clip(given * units.theta_scale, -_FARTHEST, _FARTHEST)
-    return jnp.asarray(default_start(layout), dtype)
-
-
-def estimate(
-    cp: CrossProducts, layout: Layout, reml, theta0: Array, control: Control
-) -> Raw:
-    """Fit from cross-products alone; the one program behind both doors."""
-    reml = jnp.asarray(reml, cp.gram.dtype)
-    minimum = _solve(layout, control, cp, reml, theta0)
-    theta = canonical(minimum.x, minimum.frame, layout)
-    factors = block_factors(theta, layout)
-    at, done = profile(factors, cp, layout, reml)
-    b, u = conditional_modes(factors, done, at.beta, cp, layout)
-    minimum = lax.stop_gradient(minimum)
-    grad, hess = derivatives_in_theta(
-        lax.stop_gradient(theta), minimum.x, minimum.frame, layout, minimum.grad,
-        minimum.hess,
-    )  # fmt: skip
-    status, is_singular = _verdict(minimum, factors, at.sigma2)
-    return Raw(
-        minimum, grad, hess, theta, at.beta, at.gls, at.sigma2, at.objective,
-        split_terms(u, layout), split_terms(b, layout), status, is_singular,
-    )  # fmt: skip
-
-
-# ---- the optimum, and its derivative by equation (1) -------------------------------
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _solve(layout: Layout, control: Control, cp, reml, theta0) -> Minimum:
-    def objective(x, order):
-        return profiled_objective(x, cp, layout, reml, order)
-
-    options: dict[str, Any] = {
-        "frame": first_order(layout, theta0.dtype),
-        "reframe": lambda x, order: repivot(x, order, layout),
-    }
-    if applies(cp, layout):
-        fn = crossed_value_grad_hess(cp, layout, reml)
-        return minimize(objective, theta0, control, fn, tol=_LARGE_TOL, **options)
-    return minimize(objective, theta0, control, **options)
-
-
-@_solve.defjvp
-def _solve_jvp(layout, control, primals, tangents):
-    cp, reml, theta0 = primals
-    d_cp, d_reml, _ = tangents
-    out = _solve(layout, control, cp, reml, theta0)
-    x, order = out.x, out.frame
-
-    def gradient(cp, reml):
-        return jax.grad(profiled_objective)(x, cp, layout, reml, order)
-
-    _, d_gradient = jax.jvp(gradient, (cp, reml), (d_cp, d_reml))
-    H = jax.hessian(profiled_objective)(x, cp, layout, reml, order)
-    P = jnp.eye(H.shape[0], dtype=H.dtype) - lax.stop_gradient(out.flat)
-    regular = P @ H @ P + (jnp.eye(P.shape[0], dtype=P.dtype) - P)
-    d_x = -P @ (spd_inverse(regular)[0] @ (P @ d_gradient))
-    # only x is differentiated: whatever else a fit returns is made from it anew
-    return out, jax.tree.map(_zero_tangent, out)._replace(x=d_x)
-
-
-def _zero_tangent(x):
-    if jnp.issubdtype(x.dtype, jnp.inexact):
-        return jnp.zeros_like(x)
-    return np.zeros(x.shape, jax.dtypes.float0)
-
-
-# ---- boundary and units ------------------------------------------------------------
-
-
-def _verdict(
-    minimum: Minimum, factors: tuple[Array, ...], sigma2: Array
-) -> tuple[Array, Array]:
-    """Status with the boundary told from an inner optimum, and singularity.
-
-    Random effects that reproduce the response make the likelihood unbounded; where
-    sigma^2, relative to the response, is the rounding of cross-products, the largest
-    value found is no optimum.
-    """
-    singular = jnp.zeros((), bool)
-    for Lam in factors:
-        singular = singular | jnp.any(jnp.abs(jnp.diagonal(Lam)) < _SINGULAR)
-    status = minimum.status
-    ended = status == int(Status.CONVERGED)
-    status = jnp.where(ended & singular, int(Status.BOUNDARY), status)
-    unbounded = ~(sigma2 > 100.0 * float(jnp.finfo(sigma2.dtype).eps))
-    status = jnp.where(unbounded, int(Status.NONFINITE), status)
-    return status.astype(jnp.int32), singular
-
-
-def to_user_units(raw: Raw, units: Units) -> Fit:
-    """Undo the inner units; works on JAX and on NumPy arrays alike."""
-    sigma = units.s * (units.w_scale * raw.sigma2) ** 0.5
-    beta = units.T @ (units.b + units.s * raw.beta)
-    scale = units.theta_scale
-    vcov = raw.sigma2 * units.s**2 * (units.T @ raw.gls @ units.T.T)
-    b = tuple(units.s * v / z[None] for v, z in zip(raw.b, units.z_scale))
-    ok = (raw.status == int(Status.CONVERGED)) | (raw.status == int(Status.BOUNDARY))
-    aliased = (units.aliased.sum() > 0) & ok & ~units.exact
-    dtype = raw.status.dtype
-    gap = (int(Status.NOT_IDENTIFIED) - raw.status) * aliased.astype(dtype)
-    gap = gap + (int(Status.NONFINITE) - raw.status) * units.exact.astype(dtype)
-    return Fit(
-        params=Params(beta=beta, theta=raw.theta / units.theta_scale, sigma=sigma),
-        u=tuple(units.s * units.w_scale**0.5 * v for v in raw.u),
-        b=b,
-        loglik=-0.5 * raw.objective,
-        objective=raw.objective,
-        grad=raw.grad * scale,
-        hess=raw.hess * scale[:, None] * scale[None, :],
-        vcov_beta=vcov,
-        status=raw.status + gap,
-        converged=ok & ~aliased & ~units.exact,
-        is_singular=raw.is_singular,
-        decrement=raw.minimum.decrement,
-        min_eigenvalue=raw.minimum.min_eigenvalue,
-        n_iter=raw.minimum.n_iter,
-    )
-
-
 # ---- the likelihood at given parameters --------------------------------------------
 
 
@@ -368,6 +202,9 @@ def loglik(
     design: Design,
     family: str | Family | None = None,
     method: str | None = None,
+    *,
+    n_quad: int | None = None,
+    control: Control | None = None,
 ) -> Array:
     """Log L with every constant at any parameters; pure.
 
@@ -377,7 +214,10 @@ def loglik(
         In the user's units. With ``method="REML"`` beta is integrated out.
     design : Design
     family : str or Family, optional
-    method : {"REML", "ML"}, optional
+    method, n_quad : optional
+        As for :func:`fit`.
+    control : Control, optional
+        Its ``information`` counts.
 
     Returns
     -------
@@ -392,19 +232,31 @@ def loglik(
     ...     bool(abs(jg.loglik(res.params, design) - res.loglik) < 1e-9)
     True
     """
-    family_by_name(family)
+    family = family_by_name(family)
+    method = check_method(family, method)
     design = as_float(design)
-    check_params(params, design)
-    return _loglik(params, design, reml_flag(method))
+    check_predictors(family, design)
+    linear = method in ("REML", "ML")
+    check_params(params, design, 0 if linear else family.n_own)
+    if linear:
+        return _loglik_linear(params, design, reml_flag(method))
+    n_quad = check_n_quad(method, n_quad, design)
+    control = control or Control()
+    return _loglik_generalized(params, design, family, control, n_quad)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _loglik_generalized(params, design, family, control, n_quad) -> Array:
+    return log_lik_rows(params, design, family, control, n_quad)
 
 
 @jax.jit
-def _loglik(params: Params, design: Design, reml) -> Array:
+def _loglik_linear(params: Params, design: Design, reml) -> Array:
     # at beta the mean is zero for y - X beta, whatever the rank of X
     dtype = design.y.dtype
     mean = design.X @ jnp.asarray(params.beta, dtype)
     cp, units = cross_products(design.replace(y=design.y - mean))
-    theta = jnp.asarray(params.theta, dtype) * units.theta_scale
+    theta = units.maps.theta @ jnp.asarray(params.theta, dtype)
     sigma = params.sigma / units.s / units.w_scale**0.5
     reml = jnp.asarray(reml, dtype)
     return log_likelihood(theta, -units.b / units.s, sigma, cp, design.layout, reml)

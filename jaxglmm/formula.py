@@ -25,7 +25,7 @@ from jaxglmm.errors import FormulaError
 from jaxglmm.expressions import spelling
 from jaxglmm.tokens import Reader
 
-__all__ = ["DIAG", "FULL", "ParsedFormula", "RandomTerm", "parse"]
+__all__ = ["DIAG", "FULL", "ParsedFormula", "RandomTerm", "parse", "parse_predictor"]
 
 FULL, DIAG = "full", "diag"
 
@@ -63,7 +63,7 @@ class ParsedFormula:
     Attributes
     ----------
     response : str
-        Left of the tilde.
+        Left of the tilde; empty for a further predictor.
     fixed : str
         Right of it, without random terms and offsets; ``"1"`` where nothing is left.
     offsets : tuple of str
@@ -81,7 +81,6 @@ class ParsedFormula:
     text: str
 
 
-@lru_cache(maxsize=512)
 def parse(formula: str) -> ParsedFormula:
     """Take a mixed-model formula apart.
 
@@ -112,17 +111,43 @@ def parse(formula: str) -> ParsedFormula:
         raise FormulaError(
             "the formula is empty. Write: response ~ terms + (1 | group)"
         )
+    return _parse(formula)
+
+
+@lru_cache(maxsize=512)
+def _parse(formula: str) -> ParsedFormula:
     return _read_formula(Reader(formula))
 
 
-def _read_formula(r: Reader) -> ParsedFormula:
-    tilde, stop = _find_tilde(r), len(r.tokens) - 1
-    response = spelling(r, 0, tilde)
+def parse_predictor(formula: str, name: str) -> ParsedFormula:
+    """Take the formula of a further linear predictor apart, ``"~ x + (1 | g)"``.
+
+    Like :func:`parse`, but nothing stands left of the tilde and random terms may be
+    missing; ``name`` is the argument that it came in, for messages.
+
+    Examples
+    --------
+    >>> parse_predictor("~ x", "zi").fixed
+    'x'
+    """
+    if not isinstance(formula, str):
+        kind = type(formula).__name__
+        raise FormulaError(f"{name} must be a formula such as '~ x'; found {kind}.")
+    r = Reader(formula)
+    if not r.tokens[0].is_op("~"):
+        r.fail(f"{name} must begin with '~', as in '~ x + (1 | g)'.", r.tokens[0])
+    return _read_formula(r, one_sided=True)
+
+
+def _read_formula(r: Reader, *, one_sided: bool = False) -> ParsedFormula:
+    stop = len(r.tokens) - 1
+    tilde = 0 if one_sided else _find_tilde(r)
+    response = "" if one_sided else spelling(r, 0, tilde)
     if tilde + 1 == stop:
         r.fail("nothing right of '~'. Add terms.", r.tokens[tilde])
     parts = _Parts()
     _sort_pieces(r, tilde + 1, stop, parts)
-    if not parts.random:
+    if not parts.random and not one_sided:
         r.fail(
             "no random effects. Add a term such as (1 | g), or fit a model without "
             "them by statsmodels' OLS or GLM.",

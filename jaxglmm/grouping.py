@@ -18,6 +18,7 @@ import pandas as pd
 from jaxglmm import data as tables
 from jaxglmm.errors import DataError
 from jaxglmm.evaluate import Table
+from jaxglmm.expressions import column_of
 from jaxglmm.formula import RandomTerm
 from jaxglmm.values import Evaluated, Marked
 
@@ -124,7 +125,8 @@ class Groups:
             stages.append(present)
             n_levels = len(present)
         components = tuple(levels for _, levels in parts)
-        return codes, Grouping(term.group, components, tuple(stages), n_levels)
+        name = ":".join(column_of(f) or f for f in term.factors)
+        return codes, Grouping(name, components, tuple(stages), n_levels)
 
     def _part(self, expression: str) -> tuple[np.ndarray, pd.Index]:
         if expression not in self._parts:

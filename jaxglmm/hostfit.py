@@ -8,20 +8,30 @@ Everything is float64, and no JAX array leaves the compiled call.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
-from jaxglmm.buckets import pad, unpad_effects
+from jaxglmm.buckets import block_sizes, pad, pad_design, unpad_effects
 from jaxglmm.compiled import run
+from jaxglmm.control import Control
 from jaxglmm.coordinates import block_factors
 from jaxglmm.covariance import structure
-from jaxglmm.crossproducts import cross_products
-from jaxglmm.designs import Design, Term
+from jaxglmm.crossproducts import block_diagonal, cross_products
+from jaxglmm.designs import Design, Predictor, Term
 from jaxglmm.elimination import conditional_covariances, eliminate
 from jaxglmm.encoding import ModelFrame
 from jaxglmm.errors import DataError, FormulaError
-from jaxglmm.fitting import Control, Raw, estimate, to_user_units
+from jaxglmm.families import (
+    Cumulative,
+    Family,
+    WithDispersion,
+    ZeroInflated,
+    known_family,
+)
+from jaxglmm.generalized import first_guess, fit_rows, mode_covariances
+from jaxglmm.linear import Raw, estimate, to_user_units
 from jaxglmm.plan import Layout
 from jaxglmm.results import Fit
 from jaxglmm.starts import moment_start
@@ -29,8 +39,12 @@ from jaxglmm.starts import moment_start
 __all__ = [
     "built_in",
     "check_gaussian",
+    "compose",
     "effect_covariances",
     "fit_host",
+    "fit_host_generalized",
+    "for_response",
+    "generalized_covariances",
     "term_factors",
     "to_design",
 ]
@@ -41,10 +55,54 @@ _ZERO = 1e-8  # theta in inner units; changes the criterion by its square
 
 def to_design(frame: ModelFrame) -> Design:
     """Design of NumPy arrays, without the names."""
-    for t in frame.terms:
+    for t in frame.all_terms:
         structure(t.structure)  # raises, naming the structures there are
-    terms = tuple(Term(t.z, t.group, t.n_levels, t.structure) for t in frame.terms)
-    return Design(frame.y, frame.X, terms, frame.weights, frame.offset)
+    parts = [frame.terms, *(p.terms for p in frame.others)]
+    terms = tuple(
+        Term(t.z, t.group, t.n_levels, t.structure, r)
+        for r, its_terms in enumerate(parts)
+        for t in its_terms
+    )
+    others = tuple(Predictor(p.X, p.offset) for p in frame.others)
+    return Design(frame.y, frame.X, terms, frame.weights, frame.offset, others)
+
+
+def compose(
+    family: Family, zi: str | None, dispersion: str | None
+) -> tuple[Family, dict[str, str]]:
+    """The family with zero inflation and a dispersion model, and their formulas.
+
+    In the order of the linear predictors: mean, dispersion, zero inflation.
+    """
+    others = {}
+    if dispersion is not None:
+        family, others["dispersion"] = WithDispersion(family), dispersion
+    if zi is not None:
+        family, others["zi"] = ZeroInflated(family), zi
+    return family, others
+
+
+def for_response(frame: ModelFrame, family: Family) -> tuple[ModelFrame, Family]:
+    """A family that depends on the response, and the X that goes with it."""
+    if not isinstance(family, Cumulative):
+        return frame, family
+    n = int(np.max(frame.y)) + 1
+    if frame.response_levels is None:
+        raise DataError(
+            f"the response {frame.response_name} must be a factor with ordered levels "
+            "for family='cumulative'; it holds numbers. Make it a categorical."
+        )
+    family = dataclasses.replace(family, n_categories=n)
+    if "(Intercept)" not in frame.X_names:
+        return frame, family
+    # the thresholds are its intercepts
+    keep = [i for i, name in enumerate(frame.X_names) if name != "(Intercept)"]
+    encoder = dataclasses.replace(frame.encoder, keep=frame.encoder.keep[keep])
+    names = [frame.X_names[i] for i in keep]
+    frame = dataclasses.replace(
+        frame, X=np.ascontiguousarray(frame.X[:, keep]), X_names=names, encoder=encoder
+    )
+    return frame, family
 
 
 def check_gaussian(frame: ModelFrame) -> None:
@@ -78,7 +136,7 @@ def fit_host(arrays: Design, reml: float, start: Any, control: Control) -> Fit:
         theta0 = moment_start(cp, arrays.layout)
     _check_residuals(arrays, float(units.s) if cp.gram[-1, -1] > 0 else 0.0)
     if start is not None:
-        theta0 = _given_start(start, len(units.theta_scale)) * units.theta_scale
+        theta0 = units.maps.theta @ _given_start(start, arrays.n_theta)
     padded, layout = pad(cp, arrays.layout)
     keep = isinstance(control.optimizer, str) and built_in(layout)
     args = padded, np.float64(reml), theta0
@@ -90,12 +148,64 @@ def _check_residuals(arrays: Design, size: float) -> None:
     """Refuse a response that X reproduces; ``size`` is its residuals' RMS."""
     y = arrays.y if arrays.offset is None else arrays.y - arrays.offset
     largest = float(np.max(np.abs(y)))
+    if not 1e-150 < largest < 1e150:
+        raise DataError(
+            f"the response reaches {largest:.3g}, whose square has no place among "
+            "floating-point numbers. Give it in another unit."
+        )
     if not size > _EXACT * largest:
         raise DataError(
             "the fixed effects (with the offset) reproduce the response exactly: its "
             f"residuals are {size:.1g} where its largest value is {largest:.3g}, so no "
             "variance is left to explain. Is a covariate made from the response?"
         )
+
+
+def fit_host_generalized(
+    arrays: Design, family: Family, start: Any, control: Control, n_quad: int
+) -> Fit:
+    """Fit NumPy arrays by Laplace or quadrature; ``start`` is theta or None."""
+    theta0 = None if start is None else _given_start(start, arrays.n_theta)
+    padded = pad_design(arrays)
+    keep = isinstance(control.optimizer, str) and built_in(padded.layout)
+    keep = keep and known_family(family)
+    spare = sum(_widths(padded)) - sum(_widths(arrays))
+    guess = first_guess(family, arrays.y, arrays.weights)
+    args = padded, theta0, guess, np.int64(spare)
+    fit = run(_fit_rows, (family, control, n_quad), *args, keep=keep)
+    return _unpad_fit(fit, arrays, padded)
+
+
+def _fit_rows(family, control, n_quad, design, start, guess, spare):
+    return fit_rows(design, family, start, control, n_quad, guess, spare)
+
+
+def _widths(design: Design) -> list[int]:
+    return [design.X.shape[1], *(p.X.shape[1] for p in design.others)]
+
+
+def _unpad_fit(fit: Fit, arrays: Design, padded: Design) -> Fit:
+    """The columns and levels that the data have."""
+    real, wide = _widths(arrays), _widths(padded)
+    keep, start = [], 0
+    for a, b in zip(real, wide):
+        keep.append(start + np.arange(a))
+        start += b
+    keep.append(np.arange(start, len(fit.grad)))
+    at = np.concatenate(keep)
+    params = fit.params
+    theta = np.where(np.abs(params.theta) < _ZERO, 0.0, params.theta)
+    others = tuple(c[:p] for c, p in zip(params.others, real[1:]))
+    return dataclasses.replace(
+        fit,
+        params=params.replace(beta=params.beta[: real[0]], theta=theta, others=others),
+        u=unpad_effects(fit.u, arrays.layout),
+        b=unpad_effects(fit.b, arrays.layout),
+        grad=fit.grad[at],
+        hess=fit.hess[np.ix_(at, at)],
+        vcov=np.asarray(fit.vcov)[np.ix_(at, at)],
+        vcov_beta=fit.vcov_beta[: real[0], : real[0]],
+    )
 
 
 def _estimate(layout, control, cp, reml, theta0):
@@ -141,18 +251,36 @@ def effect_covariances(design: Design, fit: Fit) -> list[np.ndarray]:
     with np.errstate(all="ignore"):
         cp, units = cross_products(design, np)
     padded, layout = pad(cp, design.layout)
-    theta = np.asarray(fit.params.theta) * units.theta_scale
+    theta = units.maps.theta @ np.asarray(fit.params.theta)
     values = run(_covariances, (layout,), padded, theta, keep=built_in(layout))
     out = []
     for block, value in zip(design.layout.blocks, values):
-        scale = np.concatenate([units.z_scale[t] for t in block.terms])
-        unit = (
-            float(fit.params.sigma) ** 2
-            / float(units.w_scale)
-            / (scale[:, None] * scale[None, :])
-        )
-        out.append(value[: block.n_levels] * unit)
+        T = block_diagonal([units.maps.z[t] for t in block.terms], np)
+        unit = float(fit.params.sigma) ** 2 / float(units.w_scale)
+        out.append(unit * (T @ value[: block.n_levels] @ T.T))
     return out
+
+
+def generalized_covariances(
+    design: Design, fit: Fit, family: Family
+) -> list[np.ndarray]:
+    """Var(b | y) at the estimates, for a generalized model: as above."""
+    padded = pad_design(design)
+    keep = built_in(padded.layout) and known_family(family)
+    b = []
+    for effects, block in zip(fit.b, block_sizes(padded.layout)):
+        wide = np.zeros((block.n_levels, effects.shape[1]))
+        wide[: len(effects)] = effects
+        b.append(wide)
+    widths = _widths(padded)
+    beta = [
+        np.pad(c, (0, p - len(c)))
+        for c, p in zip((fit.params.beta, *fit.params.others), widths)
+    ]
+    args = padded, tuple(beta), fit.params.theta, fit.params.psi, tuple(b)
+    values = run(mode_covariances, (family,), *args, keep=keep)
+    blocks = design.layout.blocks
+    return [v[: block.n_levels] for v, block in zip(values, blocks)]
 
 
 def _covariances(layout, cp, theta):

@@ -29,7 +29,13 @@ from jax import lax
 
 from jaxglmm.typing import Array
 
-__all__ = ["block_matmul", "spd_inverse", "spd_solve", "symmetric_eigen"]
+__all__ = [
+    "block_matmul",
+    "small_cholesky",
+    "spd_inverse",
+    "spd_solve",
+    "symmetric_eigen",
+]
 
 _UNROLL = 4  # up to this order the pivots are unrolled
 _LEAF = 160  # larger matrices are halved
@@ -115,6 +121,25 @@ def _spd_solve_jvp(primals, tangents):
     d_inverse = -inverse @ dS @ inverse
     d_logdet = jnp.sum(inverse * dS)
     return (solution, logdet, inverse), (d_solution, d_logdet, d_inverse)
+
+
+def small_cholesky(A: Array) -> Array:
+    """Lower triangular L with L L' = A for small matrices, (k, k, *batch).
+
+    Row by row in plain arithmetic, k unrolled; differentiable as it stands.
+    """
+    k = A.shape[0]
+    zero = jnp.zeros_like(A[0, 0])
+    rows: list[list[Array]] = []
+    for i in range(k):
+        row: list[Array] = []
+        for j in range(i):
+            inner = sum((row[c] * rows[j][c] for c in range(j)), zero)
+            row.append((A[i, j] - inner) / rows[j][j])
+        square = sum((x**2 for x in row), zero)
+        row.append(jnp.sqrt(A[i, i] - square))
+        rows.append(row)
+    return jnp.stack([jnp.stack([*row, *[zero] * (k - len(row))]) for row in rows])
 
 
 def _inverse_2(A: Array) -> tuple[Array, Array]:

@@ -1,15 +1,11 @@
-"""The people's door: ``glmm(formula, data)``, names in and names out.
+"""A fitted model with its names: what :func:`jaxglmm.glmm` returns.
 
-    frame, formula -> encoding -> Design (NumPy) -> cross-products -> one compiled
-    program -> Fit (NumPy) -> GLMM, which puts the names back
-
-Nothing here leaves float64, and no JAX array leaves the compiled call.
+The numbers are those of a Fit in NumPy arrays; here they meet the names.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from functools import cached_property
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
@@ -20,152 +16,27 @@ import pandas as pd
 from jaxglmm import report
 from jaxglmm.covariance import structure
 from jaxglmm.designs import Design
-from jaxglmm.encoding import ModelFrame, model_frame
-from jaxglmm.errors import ConvergenceError, ConvergenceWarning, Status
-from jaxglmm.families import Family, family_by_name
-from jaxglmm.fitting import Control, reml_flag
+from jaxglmm.encoding import ModelFrame
+from jaxglmm.errors import Status
+from jaxglmm.families import Family
 from jaxglmm.hostfit import (
-    check_gaussian,
     effect_covariances,
-    fit_host,
+    generalized_covariances,
     term_factors,
-    to_design,
 )
-from jaxglmm.inference.effects import random_part
+from jaxglmm.inference.effects import linear_predictors
+from jaxglmm.inference.rows import (
+    RowStatistics,
+    generalized_residuals,
+    own_values,
+    row_statistics,
+)
 from jaxglmm.results import Fit
 
 if TYPE_CHECKING:
     from jaxglmm.inference.matrices import Matrices
 
-__all__ = ["GLMM", "design", "glmm"]
-
-
-def design(
-    formula: str,
-    data: Any,
-    *,
-    weights: Any = None,
-    offset: Any = None,
-    contrasts: dict[str, str] | None = None,
-    missing: str = "drop",
-) -> Design:
-    """Make the Design that :func:`jaxglmm.fit` takes, from a formula and a frame.
-
-    Parameters
-    ----------
-    formula, data, weights, offset, contrasts, missing
-        As for :func:`glmm`.
-
-    Returns
-    -------
-    Design
-        JAX arrays, in float64 where the caller has enabled it.
-
-    Examples
-    --------
-    >>> import jax, jaxglmm as jg
-    >>> data = jg.datasets.sleepstudy()
-    >>> with jax.enable_x64(True):
-    ...     d = jg.design("Reaction ~ Days + (Days | Subject)", data)
-    >>> d.X.shape, d.terms[0].n_levels
-    ((180, 2), 18)
-    """
-    import jax
-
-    frame = model_frame(
-        formula, data, weights=weights, offset=offset, contrasts=contrasts,
-        missing=missing,
-    )  # fmt: skip
-    return jax.tree.map(jax.numpy.asarray, to_design(frame))
-
-
-def glmm(
-    formula: str,
-    data: Any,
-    *,
-    family: str | Family = "gaussian",
-    method: str | None = None,
-    weights: Any = None,
-    offset: Any = None,
-    contrasts: dict[str, str] | None = None,
-    start: Any = None,
-    control: Control | None = None,
-    missing: str = "drop",
-    strict: bool = False,
-) -> GLMM:
-    """Fit a mixed model from a formula and a data frame.
-
-    Parameters
-    ----------
-    formula : str
-        As in lme4: ``y ~ x * f + (1 + x | g) + (x || g) + (1 | a/b) + offset(z)``.
-    data : pandas, polars or pyarrow table, or dict of arrays
-    family : str or Family
-        The response's distribution.
-    method : {"REML", "ML"}, optional
-        REML by default for Gaussian models.
-    weights : str or array (n,), optional
-        Prior weights, positive: Var(y_i) = sigma^2 / w_i.
-    offset : str or array (n,), optional
-        Column, expression such as ``"log(exposure)"``, or values; adds to the linear
-        predictor, like ``offset()`` in the formula.
-    contrasts : dict, optional
-        Contrasts by factor, ``{"f": "sum"}``; treatment for unordered and polynomial
-        for ordered factors otherwise.
-    start : array (m,), optional
-        Starting theta.
-    control : Control, optional
-        Optimizer and its limits.
-    missing : {"drop", "raise"}
-        Rows with missing values are left out and counted, or refused.
-    strict : bool
-        Raise instead of warn when the fit did not converge.
-
-    Returns
-    -------
-    GLMM
-
-    Raises
-    ------
-    FormulaError, DataError
-        Saying what was found and what to do.
-    ConvergenceError
-        With ``strict=True``.
-
-    Warns
-    -----
-    ConvergenceWarning
-        If no optimum was reached; the message says why and what to do.
-
-    Examples
-    --------
-    >>> import jaxglmm as jg
-    >>> m = jg.glmm("Reaction ~ Days + (Days | Subject)", jg.datasets.sleepstudy())
-    >>> m.fixef.round(3).to_dict()
-    {'(Intercept)': 251.405, 'Days': 10.467}
-    """
-    fam = family_by_name(family)
-    control = Control() if control is None else control
-    if not isinstance(control, Control):
-        kind = type(control).__name__
-        raise TypeError(f"control must be a jaxglmm.Control; found {kind}")
-    reml = reml_flag(method)
-    frame = model_frame(
-        formula, data, weights=weights, offset=offset, contrasts=contrasts,
-        missing=missing,
-    )  # fmt: skip
-    check_gaussian(frame)
-    arrays = to_design(frame)
-    fitted = fit_host(arrays, reml, start, control)
-    model = GLMM(
-        fit=fitted, design=arrays, frame=frame, family=fam,
-        method="REML" if reml else "ML", formula=formula,
-    )  # fmt: skip
-    if not model.converged:
-        if strict:
-            raise ConvergenceError(model.verdict)
-        warnings.warn(model.verdict, ConvergenceWarning, stacklevel=2)
-    return model
+__all__ = ["GLMM"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -203,18 +74,74 @@ class GLMM:
         return pd.DataFrame(self.fit.vcov_beta, index=names, columns=names)
 
     @cached_property
+    def fixef_zi(self) -> pd.Series:
+        """Fixed effects of the zero inflation, on the logit scale."""
+        return self._other_fixef("zi")
+
+    @cached_property
+    def fixef_dispersion(self) -> pd.Series:
+        """Fixed effects of the dispersion model, on its log scale."""
+        return self._other_fixef("dispersion")
+
+    def _other_fixef(self, name: str) -> pd.Series:
+        for part, beta in zip(self.frame.others, self.fit.params.others):
+            if part.name == name:
+                return pd.Series(beta, part.X_names, name="Estimate")
+        raise AttributeError(f"the model has no {name}= formula")
+
+    def se_other(self, name: str) -> pd.Series:
+        """Standard errors of the fixed effects of ``"zi"`` or ``"dispersion"``."""
+        start = self.design.X.shape[1]
+        for part in self.frame.others:
+            stop = start + part.X.shape[1]
+            if part.name == name:
+                var = np.diagonal(np.asarray(self.fit.vcov))[start:stop]
+                return pd.Series(np.sqrt(var), part.X_names, name="Std. Error")
+            start = stop
+        raise AttributeError(f"the model has no {name}= formula")
+
+    @cached_property
+    def dispersion(self) -> pd.Series:
+        """The family's own parameters on their natural scale; see its docstring."""
+        names = list(self.family.own_names)
+        if not self.is_generalized:
+            return pd.Series([self.sigma], ["sigma"], name="Estimate")
+        return pd.Series(own_values(self.family, self._psi)[0], names, name="Estimate")
+
+    @cached_property
+    def dispersion_se(self) -> pd.Series:
+        """Standard errors of ``dispersion``, by the delta method."""
+        values, slope = own_values(self.family, self._psi)
+        n_own = len(values)
+        cov = np.asarray(self.fit.vcov)[-n_own:, -n_own:] if n_own else np.zeros((0, 0))
+        var = np.diagonal(slope @ cov @ slope.T)
+        return pd.Series(np.sqrt(var), list(self.family.own_names), name="Std. Error")
+
+    @property
+    def _psi(self) -> np.ndarray:
+        psi = self.fit.params.psi
+        return np.zeros(0) if psi is None else np.asarray(psi)
+
+    @property
+    def is_generalized(self) -> bool:
+        """Whether the model was fitted as a generalized one, on all its parameters."""
+        return self.fit.params.psi is not None
+
+    @cached_property
     def theta(self) -> pd.Series:
         """Relative covariance parameters, in lme4's order."""
         labels = [
             f"{t.group_name}.{label}"
-            for t in self.frame.terms
+            for t in self.frame.all_terms
             for label in structure(t.structure).theta_labels(t.z_names)
         ]
         return pd.Series(self.fit.params.theta, labels, name="theta")
 
     @property
     def sigma(self) -> float:
-        """Residual standard deviation."""
+        """Residual standard deviation; 1 for families without one."""
+        if self.is_generalized and self.family.own_names == ("sigma",):
+            return float(self.dispersion.iloc[0])
         return float(self.fit.params.sigma)
 
     @cached_property
@@ -245,11 +172,17 @@ class GLMM:
 
         At the estimated theta, beta and sigma; rows and columns as in ``ranef``.
         """
-        values = effect_covariances(self.design, self.fit)
-        names = [
-            self.frame.terms[b.terms[0]].group_name for b in self.design.layout.blocks
-        ]
-        by_group = dict(zip(names, values))
+        if self.is_generalized:
+            values = generalized_covariances(self.design, self.fit, self.family)
+        else:
+            values = effect_covariances(self.design, self.fit)
+        layout, own = self.design.layout, len(self.frame.terms)
+        by_group = {}
+        for f, (block, value) in enumerate(zip(layout.blocks, values)):
+            at = np.flatnonzero(np.array(layout.block_predictors(f)) == 0)
+            if block.terms[0] < own and len(at):
+                name = self.frame.terms[block.terms[0]].group_name
+                by_group[name] = value[:, at[:, None], at]
         return {g: by_group[g] for g in self.ranef}
 
     # ---- goodness ------------------------------------------------------------------
@@ -261,13 +194,18 @@ class GLMM:
 
     @property
     def deviance(self) -> float:
-        """Weighted sum of unit deviances, sum of w (y - mu)^2."""
+        """Sum of unit deviances at the conditional means; Gaussian: w (y - mu)^2."""
+        if self.is_generalized:
+            return float(np.sum(self._rows.unit_deviance))
         return float(np.sum(self._weights * (self.design.y - self._mu) ** 2))
 
     @property
     def df(self) -> int:
-        """Number of parameters: beta, theta and sigma."""
-        return len(self.fixef) + len(self.theta) + 1
+        """Number of parameters: fixed effects, theta, sigma or the family's own."""
+        more = 1
+        if self.is_generalized:
+            more = len(self._psi) + sum(len(c) for c in self.fit.params.others)
+        return len(self.fixef) + len(self.theta) + more
 
     @property
     def aic(self) -> float:
@@ -287,7 +225,7 @@ class GLMM:
     @cached_property
     def n_groups(self) -> dict[str, int]:
         """Levels of every grouping factor."""
-        return {t.group_name: t.n_levels for t in self.frame.terms}
+        return {t.group_name: t.n_levels for t in self.frame.all_terms}
 
     @property
     def status(self) -> Status:
@@ -317,15 +255,17 @@ class GLMM:
         return np.ones(self.n_obs) if w is None else np.asarray(w)
 
     @cached_property
-    def _mu(self) -> np.ndarray:
-        terms = self.design.terms
-        return self._fixed_part(self.design.X, self.design.offset) + (
-            random_part([t.z for t in terms], [t.group for t in terms], self.fit.b)
-        )
+    def _eta(self) -> np.ndarray:
+        """Linear predictors at the conditional modes, (n, R)."""
+        return linear_predictors(self.design, self.fit)
 
-    def _fixed_part(self, X, offset) -> np.ndarray:
-        eta = X @ np.asarray(self.fit.params.beta)
-        return eta if offset is None else eta + offset
+    @cached_property
+    def _rows(self) -> RowStatistics:
+        return row_statistics(self.family, self._eta, self._psi, self.design)
+
+    @property
+    def _mu(self) -> np.ndarray:
+        return self._rows.mu if self.is_generalized else self._eta[:, 0]
 
     @cached_property
     def fitted(self) -> pd.Series:
@@ -338,9 +278,17 @@ class GLMM:
         Parameters
         ----------
         type : {"response", "pearson", "deviance", "working", "scaled"}
-            ``response`` and ``working``: y - fitted. ``pearson`` and ``deviance``:
-            times sqrt(weight), as in lme4. ``scaled``: these over sigma.
+            ``response``: y - fitted. ``working``: that over d mu / d eta. ``pearson``:
+            over the standard deviation of y; Gaussian: times sqrt(weight), as in lme4.
+            ``deviance``: signed root of the unit deviance. ``scaled``: Pearson
+            residuals, over sigma for Gaussian models.
         """
+        if self.is_generalized:
+            return pd.Series(
+                generalized_residuals(self._rows, np.asarray(self.design.y), type),
+                self.frame.row_index,
+                name=type,
+            )
         raw = np.asarray(self.design.y) - self._mu
         scale = {
             "response": 1.0,
@@ -376,7 +324,7 @@ class GLMM:
         re : {"conditional", "population"}
             With the random effects of the levels known, or with all of them zero.
         type : {"response", "link"}
-            The same for a Gaussian model with identity link.
+            Mean of the response, or the linear predictor.
         new_levels : {"zero", "draw", "error"}
             Effects of levels that were not in the data: their mean, a draw from their
             distribution (needs ``key``), or an error that names them.
@@ -401,7 +349,7 @@ class GLMM:
 
         return predict(
             self, newdata, conditional=re == "conditional", new_levels=new_levels,
-            se=se, offset=offset, key=key,
+            se=se, offset=offset, key=key, response=type == "response",
         )  # fmt: skip
 
     def simulate(self, n: int = 1, *, key: Any, re: str = "population") -> pd.DataFrame:

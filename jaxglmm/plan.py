@@ -45,12 +45,25 @@ class Block:
 
 @dataclass(frozen=True)
 class Layout:
-    """Static sizes of a model: blocks in order of elimination, and its terms."""
+    """Static sizes of a model: blocks in order of elimination, and its terms.
+
+    Of every term, in the order of theta: effects k, structure, and the number of the
+    linear predictor to which it adds.
+    """
 
     blocks: tuple[Block, ...]
     n_chain: int
     term_k: tuple[int, ...]
     structures: tuple[str, ...]
+    predictors: tuple[int, ...]
+
+    def block_predictors(self, f: int) -> tuple[int, ...]:
+        """The linear predictor to which each effect of block f adds, (K,)."""
+        return tuple(
+            self.predictors[t]
+            for t in self.blocks[f].terms
+            for _ in range(self.term_k[t])
+        )
 
     @property
     def chain(self) -> tuple[Block, ...]:
@@ -128,6 +141,7 @@ def make_plan(terms) -> Plan:
         n_chain,
         tuple(t.k for t in terms),
         tuple(t.structure for t in terms),
+        tuple(t.predictor for t in terms),
     )
     pairs = None
     if layout.tail:

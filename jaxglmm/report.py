@@ -6,6 +6,7 @@ The layout is that of lme4's ``summary``, so that its readers need to learn noth
 from __future__ import annotations
 
 import html as _html
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,25 +21,38 @@ if TYPE_CHECKING:
 __all__ = ["Summary", "augment", "glance", "html", "text", "tidy", "varcorr", "verdict"]
 
 
+_NORMAL = ["z value", "Pr(>|z|)"]
+
 # ---- frames ------------------------------------------------------------------------
 
 
-def group_labels(m: GLMM) -> list[str]:
-    """Name of every term's group; a repeated one gets .1, .2, as in lme4."""
+def has_residual(m: GLMM) -> bool:
+    """Whether the model has one residual variance."""
+    return not m.is_generalized or tuple(m.family.own_names) == ("sigma",)
+
+
+def group_labels(m: GLMM, *, every: bool = False) -> list[str]:
+    """Name of every term's group; a repeated one gets .1, .2, as in lme4.
+
+    ``every``: also those of further linear predictors, marked with their name.
+    """
     seen: dict[str, int] = {}
     out = []
     for t in m.frame.terms:
         count = seen.get(t.group_name, 0)
         out.append(f"{t.group_name}.{count}" if count else t.group_name)
         seen[t.group_name] = count + 1
+    if every:
+        out += [f"{p.name}: {t.group_name}" for p in m.frame.others for t in p.terms]
     return out
 
 
 def varcorr(m: GLMM) -> pd.DataFrame:
     """Variances and covariances, as lme4's ``as.data.frame(VarCorr(m))``."""
     rows = []
+    scale2 = float(m.fit.params.sigma) ** 2
     for t, group, Lam in zip(m.frame.terms, group_labels(m), m.factors):
-        cov = m.sigma**2 * (Lam @ Lam.T)
+        cov = scale2 * (Lam @ Lam.T)
         sd = np.sqrt(np.diagonal(cov))
         names = t.z_names
         for i, name in enumerate(names):
@@ -50,7 +64,8 @@ def varcorr(m: GLMM) -> pd.DataFrame:
                 scale = sd[i] * sd[j]
                 corr = cov[i, j] / scale if scale > 0 else np.nan
                 rows.append((group, names[j], names[i], cov[i, j], corr))
-    rows.append(("Residual", None, None, m.sigma**2, m.sigma))
+    if has_residual(m):
+        rows.append(("Residual", None, None, m.sigma**2, m.sigma))
     table = pd.DataFrame(rows, columns=["group", "var1", "var2", "vcov", "sdcor"])
     for i, name in enumerate(["group", "var1", "var2"]):
         # object columns: a missing name stays None, whatever pandas infers
@@ -118,24 +133,27 @@ def glance(m: GLMM) -> pd.DataFrame:
 
 def augment(m: GLMM) -> pd.DataFrame:
     """One row per observation used."""
-    terms = m.design.terms
-    out = pd.DataFrame(
-        {
-            m.frame.response_name: np.asarray(m.design.y),
-            "fitted": m.fitted.to_numpy(),
-            "resid": m.residuals().to_numpy(),
-            "fixed": m.predict(re="population").to_numpy(),
-        },
-        index=m.frame.row_index,
-    )
-    for t, arrays in zip(m.frame.terms, terms):
-        if t.group_name not in out:
-            out[t.group_name] = np.asarray(t.levels)[np.asarray(arrays.group)]
-    if m.design.weights is not None:
-        out["weights"] = np.asarray(m.design.weights)
-    if m.design.offset is not None:
-        out["offset"] = np.asarray(m.design.offset)
-    return out
+    groups = {
+        t.group_name: np.asarray(t.levels)[np.asarray(t.group)]
+        for t in m.frame.all_terms
+    }
+    y = m.frame.response_name
+    groups.pop(y, None)
+
+    def named(values):
+        # columns of the data keep their names
+        taken = {y, *groups}
+        return {f".{k}" if k in taken else k: v for k, v in values.items()}
+
+    fits = {
+        "fitted": m.fitted.to_numpy(),
+        "resid": m.residuals().to_numpy(),
+        "fixed": m.predict(re="population").to_numpy(),
+    }
+    given = {"weights": m.design.weights, "offset": m.design.offset}
+    given = {k: np.asarray(v) for k, v in given.items() if v is not None}
+    columns = {y: np.asarray(m.design.y), **named(fits), **groups, **named(given)}
+    return pd.DataFrame(columns, index=m.frame.row_index)
 
 
 # ---- the verdict -------------------------------------------------------------------
@@ -167,9 +185,10 @@ def boundary_facts(m: GLMM) -> list[str]:
     over sigma^2: if positive, any larger variance fits worse.
     """
     facts = []
-    curvature = 0.5 * np.diagonal(np.asarray(m.fit.hess))
+    curvature = 0.5 * np.diagonal(theta_hessian(m))
     start = 0
-    for t, group, Lam in zip(m.frame.terms, group_labels(m), m.factors):
+    labels = group_labels(m, every=True)
+    for t, group, Lam in zip(m.frame.all_terms, labels, m.factors):
         # in units of the covariates, so that theirs do not matter
         Lam = np.sqrt(np.mean(t.z**2, axis=0))[:, None] * Lam
         kind = structure(t.structure)
@@ -193,6 +212,15 @@ def boundary_facts(m: GLMM) -> list[str]:
     return facts
 
 
+def theta_hessian(m: GLMM) -> np.ndarray:
+    """The block of the Hessian that belongs to theta."""
+    hess, n = np.asarray(m.fit.hess), len(m.theta)
+    first = 0
+    if m.is_generalized:
+        first = len(m.fixef) + sum(len(c) for c in m.fit.params.others)
+    return hess[first : first + n, first : first + n]
+
+
 def _diagonal_position(kind, k: int, j: int) -> int | None:
     if kind.row is None or kind.column is None:
         return None
@@ -203,6 +231,8 @@ def _diagonal_position(kind, k: int, j: int) -> int | None:
 def _advice(m: GLMM) -> str:
     if m.status == Status.NOT_IDENTIFIED:
         return _identification(flat_terms(m))
+    if m.is_generalized:
+        return _generalized_advice(m)
     if m.sigma < 1e-5 * np.std(np.asarray(m.design.y)):
         return (
             "The residual variance is almost zero: within groups the response hardly "
@@ -215,18 +245,30 @@ def _advice(m: GLMM) -> str:
     return "Try another start=, and look at the size of the variances."
 
 
+def _generalized_advice(m: GLMM) -> str:
+    """What to look at where a generalized model did not converge."""
+    size = np.abs(m.fixef.to_numpy()) * np.std(np.asarray(m.design.X), axis=0)
+    large = [name for name, s in zip(m.fixef.index, size) if s > 10.0]
+    if large:
+        return (
+            f"The coefficients of {', '.join(large[:5])} run away: a covariate may "
+            "tell the responses apart completely (separation). Drop or merge it."
+        )
+    return "Try another start=, or leave terms out."
+
+
 def flat_terms(m: GLMM) -> list[str]:
     """Terms whose theta the criterion does not depend on, alone or together.
 
     They have a part in the null space of the Hessian, scaled to a unit diagonal.
     """
-    H = np.asarray(m.fit.hess)
+    H = theta_hessian(m)
     size = np.sqrt(np.maximum(np.diagonal(H), 0.0))
     size[size <= 1e-6 * np.max(size, initial=0.0)] = np.max(size, initial=1.0)
     values, vectors = np.linalg.eigh(H / np.outer(size, size))
     part = np.sum(vectors[:, np.abs(values) < 1e-7] ** 2, axis=1)
     out, start = [], 0
-    for t in m.frame.terms:
+    for t in m.frame.all_terms:
         stop = start + structure(t.structure).n_theta(len(t.z_names))
         if np.any(part[start:stop] > 0.05):
             out.append(t.text)
@@ -287,9 +329,11 @@ def _table(rows: list[list[str]], left: int) -> list[str]:
 
 def _random_rows(m: GLMM) -> list[list[str]]:
     blocks = []
-    width = max(len(t.z_names) for t in m.frame.terms)
-    for t, group, Lam in zip(m.frame.terms, group_labels(m), m.factors):
-        cov = m.sigma**2 * (Lam @ Lam.T)
+    width = max(len(t.z_names) for t in m.frame.all_terms)
+    labels = [g for g in group_labels(m, every=True)]
+    scale2 = float(m.fit.params.sigma) ** 2
+    for t, group, Lam in zip(m.frame.all_terms, labels, m.factors):
+        cov = scale2 * (Lam @ Lam.T)
         sd = np.sqrt(np.diagonal(cov))
         for i, name in enumerate(t.z_names):
             corr = []
@@ -298,7 +342,8 @@ def _random_rows(m: GLMM) -> list[list[str]]:
                     corr = [_number(cov[i, j] / (sd[i] * sd[j]), 3) for j in range(i)]
             corr += [""] * (width - 1 - len(corr))
             blocks.append((group if i == 0 else "", name, cov[i, i], sd[i], corr))
-    blocks.append(("Residual", "", m.sigma**2, m.sigma, [""] * (width - 1)))
+    if has_residual(m):
+        blocks.append(("Residual", "", m.sigma**2, m.sigma, [""] * (width - 1)))
     rows = [["Groups", "Name", "Variance", "Std.Dev.", *_corr_head(width)]]
     places = [_decimals(np.array([b[i] for b in blocks])) for i in (2, 3)]
     for group, name, var, sd, corr in blocks:
@@ -313,14 +358,20 @@ def _corr_head(width: int) -> list[str]:
 
 
 def _fixed_rows(m: GLMM) -> list[list[str]]:
-    est, se = m.fixef.to_numpy(), m.se.to_numpy()
+    return _coefficient_rows(m.fixef, m.se, normal=m.is_generalized)
+
+
+def _coefficient_rows(fixef, se, *, normal: bool) -> list[list[str]]:
+    """Estimates with t values, or with z values and their probabilities."""
+    est, size = fixef.to_numpy(), se.to_numpy()
     with np.errstate(all="ignore"):
-        t = est / se
-    rows = [["", "Estimate", "Std. Error", "t value"]]
-    for name, b, s, tv in zip(m.fixef.index, est, se, t):
+        t = est / size
+    rows = [["", "Estimate", "Std. Error", *(_NORMAL if normal else ["t value"])]]
+    for name, b, s, tv in zip(fixef.index, est, size, t):
         d = max(3, _significant(s, 4))
         shown = [f"{v:.4g}" if d > 7 else _number(v, d) for v in (b, s)]
-        rows.append([name, *shown, _number(tv, 3)])
+        more = [f"{math.erfc(abs(tv) / math.sqrt(2.0)):.3g}"] if normal else []
+        rows.append([name, *shown, _number(tv, 3), *more])
     return rows
 
 
@@ -335,6 +386,12 @@ def _groups_line(m: GLMM) -> str:
 
 def _head(m: GLMM) -> list[str]:
     out = [f"Linear mixed model fit by {m.method}", f"Formula: {m.formula}"]
+    if m.is_generalized:
+        how = (
+            "Laplace" if m.method == "Laplace" else "adaptive Gauss-Hermite quadrature"
+        )
+        out[0] = f"Generalized linear mixed model fit by maximum likelihood ({how})"
+        out.insert(1, f"Family: {m.family.name} ({m.family.link})")
     out += [f"Note: {notice}" for notice in m.frame.notices]
     if m.method == "REML":
         return [*out, "", f"REML criterion at convergence: {-2.0 * m.loglik:.3f}"]
@@ -359,6 +416,16 @@ def text(m: GLMM, *, full: bool = False) -> str:
     out += [" " + line for line in _table(_random_rows(m), 2)]
     out += [_groups_line(m), "", "Fixed effects:"]
     out += _table(_fixed_rows(m), 1) if len(m.fixef) else ["(none)"]
+    for part in m.frame.others:
+        rows = _coefficient_rows(
+            m._other_fixef(part.name), m.se_other(part.name), normal=True
+        )
+        out += ["", f"Fixed effects of {part.name}:", *_table(rows, 1)]
+    if m.is_generalized and len(m.dispersion):
+        rows = [["", "Estimate", "Std. Error"]]
+        for name, v in m.dispersion.items():
+            rows.append([str(name), f"{v:.4g}", f"{m.dispersion_se[name]:.4g}"])
+        out += ["", "Own parameters of the family:", *_table(rows, 1)]
     if full and 1 < len(m.fixef) <= 20:
         out += ["", "Correlation of fixed effects:", *_table(_corr_rows(m), 1)]
     out += ["", verdict(m)]

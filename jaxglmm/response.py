@@ -22,8 +22,10 @@ __all__ = [
     "as_numbers",
     "check_response",
     "given_numbers",
+    "in_order_of",
     "prior_weights",
     "response_and_trials",
+    "response_codes",
     "total_offset",
 ]
 
@@ -67,6 +69,21 @@ def given_numbers(values: Any, name: str, n: int) -> np.ndarray:
     return array.astype(np.float64)
 
 
+def in_order_of(values: Any, data: Any, name: str) -> Any:
+    """A Series given beside a DataFrame, by the labels of its rows."""
+    if not (isinstance(values, pd.Series) and isinstance(data, pd.DataFrame)):
+        return values
+    if len(values) != len(data) or values.index.equals(data.index):
+        return values
+    both = values.index, data.index
+    if all(i.is_unique for i in both) and both[0].isin(both[1]).all():
+        return values.reindex(data.index)
+    raise DataError(
+        f"{name} is a Series whose index is not that of the data, so its values cannot "
+        f"be matched to rows. Give {name}.to_numpy() if they are in the same order."
+    )
+
+
 # -- response --------------------------------------------------------------------------
 
 
@@ -79,6 +96,17 @@ def response_and_trials(found: Evaluated) -> tuple[np.ndarray, np.ndarray | None
     trials = successes + as_numbers(found._replace(values=pair.failures))
     with np.errstate(invalid="ignore"):
         return successes / trials, trials
+
+
+def response_codes(found: Evaluated) -> tuple[Evaluated, pd.Index | None]:
+    """A factor as response: codes 0, 1, ... and its levels; numbers pass through."""
+    if isinstance(found.values, Pair):
+        return found, None
+    values, _, factor = classify(found)
+    if factor is None or (isinstance(values, np.ndarray) and values.dtype == bool):
+        return found, None
+    codes, levels = tables.factorize(pd.Series(values))
+    return found._replace(values=np.asarray(codes, np.float64)), levels
 
 
 def check_response(

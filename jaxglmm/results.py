@@ -26,12 +26,19 @@ class Params:
     theta : Array, (m,)
         Relative covariance parameters, term by term, each by column of Lambda.
     sigma : Array, ()
-        Residual standard deviation; the random effects have covariance sigma^2 Q.
+        Residual standard deviation of a Gaussian model with identity link, 1 in any
+        other; the random effects have covariance sigma^2 Q.
+    psi : Array, (n_own,), optional
+        The family's own parameters on its unconstrained scale.
+    others : tuple of Array, (p_r,)
+        Fixed effects of the further linear predictors.
     """
 
     beta: Array
     theta: Array
     sigma: Array
+    psi: Array | None = None
+    others: tuple[Array, ...] = ()
 
     def replace(self, **changes) -> Params:
         """Copy with some parameters changed."""
@@ -55,10 +62,12 @@ class Fit:
         What was minimized: -2 loglik.
     grad, hess : Array, (m,), (m, m)
         Derivatives of the objective in theta, beta and sigma profiled out, at the last
-        evaluation: the estimate is one Newton step further. These and the evidence
-        below are constants to differentiation.
+        evaluation: the estimate is one Newton step further. For a generalized model
+        in (beta, others, theta, psi). These and the evidence below are constants to
+        differentiation, as is the ``vcov_beta`` of a generalized model.
     vcov_beta : Array, (p, p)
-        Covariance of beta at the estimated theta.
+        Covariance of beta: at the estimated theta for a linear model, from the joint
+        Hessian of all parameters for a generalized one.
     status : Array, () int
         A :class:`jaxglmm.Status` code.
     converged, is_singular : Array, () bool
@@ -68,6 +77,9 @@ class Fit:
         over the largest, both in inner units.
     n_iter : Array, () int
         Evaluations of the criterion.
+    vcov : Array, (m, m), optional
+        Of a generalized model: the covariance of (beta, others, theta, psi), twice the
+        inverse of ``hess`` with flat directions left out.
     """
 
     params: Params
@@ -84,12 +96,21 @@ class Fit:
     decrement: Array
     min_eigenvalue: Array
     n_iter: Array
+    vcov: Array | None = None
 
 
-def check_params(params: Params, design) -> None:
+def check_params(params: Params, design, n_own: int = 0) -> None:
     """Refuse parameters whose shapes do not fit the design."""
     expected = {"beta": (design.X.shape[1],), "theta": (design.n_theta,), "sigma": ()}
+    found = {name: jnp.shape(getattr(params, name)) for name in expected}
+    expected["psi"] = (n_own,)
+    found["psi"] = (0,) if params.psi is None else jnp.shape(params.psi)
+    for i, predictor in enumerate(design.others):
+        expected[f"others[{i}]"] = (predictor.X.shape[1],)
+        given = params.others[i] if i < len(params.others) else jnp.zeros(0)
+        found[f"others[{i}]"] = jnp.shape(given)
     for name, shape in expected.items():
-        found = jnp.shape(getattr(params, name))
-        if found != shape:
-            raise DesignError(f"params.{name} must have shape {shape}; found {found}")
+        if found[name] != shape:
+            raise DesignError(
+                f"params.{name} must have shape {shape}; found {found[name]}"
+            )

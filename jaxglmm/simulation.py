@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxglmm.coordinates import block_factors, split_factors
 from jaxglmm.designs import Design
 from jaxglmm.errors import DesignError
-from jaxglmm.families import Family, family_by_name
+from jaxglmm.families import Family, family_by_name, is_linear
 from jaxglmm.results import Params, check_params
 from jaxglmm.typing import Array
 
@@ -56,13 +56,21 @@ def simulate(
     >>> ys.shape
     (100, 30)
     """
-    family_by_name(family)
+    family = family_by_name(family)
     key_b, key_e = jax.random.split(key)
-    check_params(params, design)
+    generalized = params.psi is not None
+    check_params(params, design, family.n_own if generalized else 0)
+    if not generalized and not is_linear(family):
+        raise DesignError(
+            f"params.psi is missing: the family {family.name!r} has {family.n_own} own "
+            "parameters; give params.replace(psi=...), (0,) values if it has none"
+        )
     dtype = jnp.result_type(params.beta)
     if b is None:
         b = _draw_effects(key_b, params, design, dtype)
     _check_effects(b, design)
+    if generalized:
+        return _draw_rows(key_e, params, design, family, b)
     eta = linear_predictor(params, design, b)
     noise = params.sigma * jax.random.normal(key_e, eta.shape, dtype)
     if design.weights is not None:
@@ -71,6 +79,22 @@ def simulate(
             positive, noise / jnp.sqrt(jnp.where(positive, design.weights, 1.0)), 0.0
         )
     return eta + noise
+
+
+def _draw_rows(key, params, design, family, b) -> Array:
+    """A response for every row of a generalized model."""
+    n = design.n_obs
+    parts = [(params.beta, design.X, design.offset)]
+    for beta, p in zip(params.others, design.others):
+        parts.append((beta, p.X, p.offset))
+    eta = [X @ beta + (0.0 if o is None else o) for beta, X, o in parts]
+    for term, effects in zip(design.terms, b):
+        r = term.predictor
+        eta[r] = eta[r] + (term.z * effects[term.group]).sum(axis=1)
+    eta = jnp.stack(eta, axis=1)
+    w = jnp.ones(n, eta.dtype) if design.weights is None else design.weights
+    keys = jax.random.split(key, n)
+    return jax.vmap(lambda k, e, w: family.sample(k, e, params.psi, w))(keys, eta, w)
 
 
 def _check_effects(b: tuple[Array, ...], design: Design) -> None:

@@ -19,8 +19,9 @@ from __future__ import annotations
 import numpy as np
 
 from jaxglmm.covariance import structure
-from jaxglmm.crossproducts import CrossProducts, SparseTail
+from jaxglmm.crossproducts import CrossProducts
 from jaxglmm.plan import Layout
+from jaxglmm.rowsums import SparseTail
 
 __all__ = ["default_start", "moment_start"]
 

@@ -210,3 +210,32 @@ def test_badly_scaled_covariates(sleepstudy, scale):
     # the REML criterion holds log |X'X|, hence the unit of Days
     gap = plain.loglik - np.log(scale)
     np.testing.assert_allclose(m.loglik, gap, rtol=1e-10)
+
+
+def test_columns_named_like_keywords_are_columns(sleepstudy):
+    data = sleepstudy.rename(columns={"Subject": "class", "Days": "lambda"})
+    m = jg.glmm("Reaction ~ log(lambda + 1) + (lambda | class)", data)
+    other = jg.glmm("Reaction ~ log(Days + 1) + (Days | Subject)", sleepstudy)
+    np.testing.assert_allclose(m.loglik, other.loglik, rtol=1e-12)
+    assert list(m.ranef) == ["class"]
+
+
+def test_series_are_matched_by_the_labels_of_rows(sleepstudy):
+    w = pd.Series(np.arange(1.0, 181.0), index=sleepstudy.index)
+    formula = "Reaction ~ Days + (1 | Subject)"
+    m = jg.glmm(formula, sleepstudy, weights=w)
+    moved = jg.glmm(formula, sleepstudy.sort_values("Reaction"), weights=w)
+    np.testing.assert_allclose(moved.loglik, m.loglik, rtol=1e-12)
+    with pytest.raises(jg.DataError, match="index is not that of the data"):
+        jg.glmm(formula, sleepstudy, weights=w.set_axis(w.index + 5))
+    named = sleepstudy.assign(**{"my weights": w})
+    again = jg.glmm(formula, named, weights="my weights")
+    np.testing.assert_allclose(again.loglik, m.loglik, rtol=1e-12)
+
+
+def test_sizes_without_a_square_are_named(sleepstudy):
+    huge = sleepstudy.assign(Reaction=sleepstudy.Reaction * 1e160)
+    with pytest.raises(jg.DataError, match="Give it in another unit"):
+        jg.glmm("Reaction ~ Days + (1 | Subject)", huge)
+    with pytest.raises(jg.FormulaError, match="must be a string, found DataFrame"):
+        jg.glmm(sleepstudy, sleepstudy)

@@ -9,8 +9,8 @@ import jaxglmm as jg
 from jaxglmm.coordinates import (
     block_factors,
     canonical,
-    derivatives_in_theta,
     first_order,
+    jacobian_in_theta,
     repivot,
 )
 from jaxglmm.errors import Status
@@ -21,6 +21,7 @@ LAYOUT = Layout(
     n_chain=1,
     term_k=(3, 1, 2),
     structures=("full", "full", "diag"),
+    predictors=(0, 0, 0),
 )
 # variances grow down the rows; the last effect of the first term is one of the others
 THETAS = {
@@ -52,6 +53,8 @@ def test_coordinates_keep_q_and_put_large_pivots_first(name):
         assert np.all(np.diagonal(L) >= 0)
     if name == "inside":
         np.testing.assert_allclose(back, theta, rtol=1e-12)
+    if name == "first row empty":  # its column is empty too
+        np.testing.assert_array_equal(back[:3], 0.0)
 
 
 def test_repivoting_leaves_a_good_order_alone():
@@ -80,9 +83,9 @@ def test_derivatives_in_theta_follow_the_chain_rule():
         return terms[0] + terms[1]
 
     grad, hess = jax.grad(f)(x, order), jax.hessian(f)(x, order)
-    back = derivatives_in_theta(theta, x, order, LAYOUT, grad, hess)
-    np.testing.assert_allclose(back[0], jax.grad(f)(theta, None), atol=1e-10)
-    np.testing.assert_allclose(back[1], jax.hessian(f)(theta, None), atol=1e-8)
+    J = jacobian_in_theta(theta, x, order, LAYOUT)
+    np.testing.assert_allclose(grad @ J, jax.grad(f)(theta, None), atol=1e-10)
+    np.testing.assert_allclose(J.T @ hess @ J, jax.hessian(f)(theta, None), atol=1e-8)
 
 
 def small_design(seed, n=40, n_levels=8, k=3):
@@ -157,3 +160,28 @@ def test_derivatives_where_effects_change_places():
     coarse = (estimates(2 * h) - estimates(-2 * h)) / (4 * h)
     fine = (estimates(h) - estimates(-h)) / (2 * h)
     np.testing.assert_allclose(slope, (4 * fine - coarse) / 3, rtol=1e-6, atol=1e-8)
+
+
+def test_an_effect_without_variance_has_no_column(sleepstudy):
+    """Subjects' means taken out: no intercepts left, the slopes are as they were."""
+    data = sleepstudy.copy()
+    means = data.groupby("Subject", observed=True).Reaction.transform("mean")
+    data["y"], data["D"] = data.Reaction - means, data.Days - 4.5
+    m = jg.glmm("y ~ D + (D | Subject)", data)
+    assert m.status == Status.BOUNDARY
+    assert m.theta.iloc[0] == m.theta.iloc[1] == 0.0
+    assert m.theta.iloc[2] > 0.1
+    assert "variance of (Intercept) | Subject is zero" in m.verdict
+    assert "correlation" not in m.verdict
+    assert float(m.fit.hess[0, 0]) > 1.0  # the proof that the verdict quotes
+
+
+@pytest.mark.parametrize("origin", [1e5, 1.6e9])
+def test_a_slope_far_from_zero_is_fitted_as_near(sleepstudy, origin):
+    near = jg.glmm("Reaction ~ Days + (Days | Subject)", sleepstudy, method="ML")
+    data = sleepstudy.assign(t=origin + 3600.0 * sleepstudy.Days)
+    far = jg.glmm("Reaction ~ t + (t | Subject)", data, method="ML")
+    assert far.status == Status.CONVERGED
+    np.testing.assert_allclose(far.loglik, near.loglik, rtol=1e-10)
+    ratio = far.varcorr["sdcor"].iloc[1] / near.varcorr["sdcor"].iloc[1]
+    np.testing.assert_allclose(3600.0 * ratio, 1.0, rtol=1e-4)

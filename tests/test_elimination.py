@@ -9,7 +9,7 @@ import jaxglmm as jg
 from jaxglmm import plan
 from jaxglmm.coordinates import block_factors, first_order, repivot
 from jaxglmm.crossed import applies, crossed_value_grad_hess
-from jaxglmm.crossproducts import cross_products
+from jaxglmm.crossproducts import block_diagonal, cross_products
 from jaxglmm.elimination import conditional_covariances, conditional_modes, split_terms
 from jaxglmm.lmm import profile, profiled_objective
 from jaxglmm.optimize import value_grad_hess
@@ -114,7 +114,7 @@ def test_against_dense_matrices(rng, monkeypatch, name, sparse):
     @jax.jit
     def everything(params, design):
         cp, units = cross_products(design)
-        inner = params.theta * units.theta_scale
+        inner = units.maps.theta @ params.theta
         factors = block_factors(inner, layout)
         at, done = profile(factors, cp, layout, jnp.asarray(1.0))
         modes, _ = conditional_modes(factors, done, at.beta, cp, layout)
@@ -127,7 +127,7 @@ def test_against_dense_matrices(rng, monkeypatch, name, sparse):
     np.testing.assert_allclose(logliks, [ml, reml], rtol=1e-9)
     np.testing.assert_allclose(units.T @ (units.b + units.s * at.beta), gls, rtol=1e-8)
     ours = np.concatenate(
-        [np.ravel(units.s * v / z[None]) for v, z in zip(b, units.z_scale)]
+        [np.ravel(units.s * v @ T.T) for v, T in zip(b, units.maps.z)]
     )
     np.testing.assert_allclose(ours, modes, atol=1e-8 * np.abs(modes).max())
     check_covariances(design, covariances, units, cov)
@@ -137,7 +137,7 @@ def check_covariances(design, ours, units, cov):
     sizes = [t.k * t.n_levels for t in design.terms]
     first = np.concatenate([[0], np.cumsum(sizes)])
     for block, values in zip(design.layout.blocks, ours):
-        scale = np.concatenate([units.z_scale[t] for t in block.terms])
+        T = block_diagonal([np.asarray(units.maps.z[t]) for t in block.terms], np)
         for j in range(block.n_levels):
             at = np.concatenate(
                 [
@@ -146,8 +146,7 @@ def check_covariances(design, ours, units, cov):
                 ]
             )
             expected = cov[np.ix_(at, at)]
-            found = np.asarray(values[j]) / (scale[:, None] * scale[None, :])
-            found = found / float(units.w_scale)
+            found = T @ np.asarray(values[j]) @ T.T / float(units.w_scale)
             np.testing.assert_allclose(
                 found, expected, atol=1e-7 * np.abs(expected).max()
             )

@@ -183,7 +183,6 @@ ERRORS = [
     ("y ~ x z + (1 | g)", "operator", 6),
     ("y ~ 'x' + (1 | g)", "backticks", 4),
     ("y ~ `x + (1 | g)", "Close the quote", 4),
-    ("y ~ I(x^2) + (1 | g)", "written **", 7),
     ("y ~ f(x z) + (1 | g)", "not a valid Python", 4),
     ("y ~ x:(1 | g)", "needs parentheses", 9),
     ("y ~ x^z + (1 | g)", "whole number", 6),

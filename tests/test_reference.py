@@ -13,9 +13,9 @@ HERE = Path(__file__).parent / "reference"
 CASES = sorted(p.stem for p in (HERE / "cases").glob("*.json"))
 
 
-def read(name):
+def read(name, folder="cases"):
     """A case, its data as R saw them, and the arguments of the fit."""
-    case = json.loads((HERE / "cases" / f"{name}.json").read_text())
+    case = json.loads((HERE / folder / f"{name}.json").read_text())
     factors = {
         k: v for k, v in case["columns"].items() if v["kind"] in ("factor", "ordered")
     }

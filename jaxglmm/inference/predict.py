@@ -24,8 +24,9 @@ from scipy.linalg import solve_triangular
 from scipy.sparse.linalg import splu
 
 from jaxglmm.errors import DataError
-from jaxglmm.inference.effects import random_part
+from jaxglmm.inference.effects import linear_predictors, random_part
 from jaxglmm.inference.matrices import random_design, relative_factor
+from jaxglmm.inference.rows import response_mean
 
 if TYPE_CHECKING:
     from jaxglmm.model import GLMM
@@ -57,10 +58,16 @@ def predict(
     se: bool,
     offset: Any,
     key: Any,
+    response: bool,
 ) -> pd.Series | pd.DataFrame:
     """What :meth:`jaxglmm.GLMM.predict` returns."""
+    _check_generalized(m, newdata, conditional, se)
+    if m.is_generalized and response and m.frame.others:
+        eta = linear_predictors(m.design, m.fit, conditional=conditional)
+        mu = response_mean(m.family, eta, m.fit.params.psi)[0]
+        return pd.Series(mu, m.frame.row_index, name="fit")
     rows = _rows(m, newdata, conditional, offset)
-    eta = rows.X @ m.fit.params.beta
+    eta = rows.X @ np.asarray(m.fit.params.beta)
     if rows.offset is not None:
         eta = eta + rows.offset
     if conditional:
@@ -68,10 +75,30 @@ def predict(
             _refuse_unknown(rows)
         drawn = _draws(m, rows, key) if new_levels == "draw" else None
         eta = eta + random_part(rows.z, rows.group, m.fit.b, unseen=drawn)
+    slope = 1.0
+    if m.is_generalized and response:
+        eta, slope = response_mean(m.family, eta[:, None], m.fit.params.psi)
     out = pd.Series(eta, rows.index, name="fit")
     if not se:
         return out
-    return pd.DataFrame({"fit": out, "se": _se(m, rows, conditional)}, index=rows.index)
+    size = np.abs(slope) * _se(m, rows, conditional)
+    return pd.DataFrame({"fit": out, "se": size}, index=rows.index)
+
+
+def _check_generalized(m: GLMM, newdata: Any, conditional: bool, se: bool) -> None:
+    """Refuse what generalized models do not predict."""
+    if not m.is_generalized:
+        return
+    if se and conditional:
+        raise ValueError(
+            "standard errors of conditional predictions are for linear models; use "
+            "re='population'"
+        )
+    if m.frame.others and (newdata is not None or se):
+        raise ValueError(
+            "models with zi= or dispersion= predict for the rows they were fitted to, "
+            "without standard errors; leave newdata= and se= out"
+        )
 
 
 def _rows(m: GLMM, newdata: Any, conditional: bool, offset: Any) -> _Rows:
@@ -79,7 +106,8 @@ def _rows(m: GLMM, newdata: Any, conditional: bool, offset: Any) -> _Rows:
         if offset is not None:
             raise ValueError("offset= belongs to newdata=; give both or neither")
         d = m.design
-        z, group = [t.z for t in d.terms], [np.asarray(t.group) for t in d.terms]
+        terms = [t for t in d.terms if t.predictor == 0]
+        z, group = [t.z for t in terms], [np.asarray(t.group) for t in terms]
         none = [np.full(len(g), -1) for g in group]
         return _Rows(d.X, d.offset, z, group, none, {}, m.frame.row_index)
     new = m.frame.encoder.transform(newdata, random=conditional, offset=offset)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxglmm.compiled import run
+from jaxglmm.families import known_family
 from jaxglmm.hostfit import built_in
 from jaxglmm.simulation import simulate
 
@@ -24,15 +25,16 @@ def responses(m: GLMM, n: int, key: Any, *, conditional: bool) -> np.ndarray:
         key = jax.random.key(int(key))
     data = np.asarray(jax.random.key_data(jax.random.split(key, n)))
     b = m.fit.b if conditional else None
-    keep = built_in(m.design.layout)
+    keep = built_in(m.design.layout) and known_family(m.family)
     impl = str(jax.random.key_impl(key))
-    return run(_draws, (impl,), data, m.fit.params, m.design, b, keep=keep)
+    return run(_draws, (impl, m.family), data, m.fit.params, m.design, b, keep=keep)
 
 
-def _draws(impl, data, params, design, b):
+def _draws(impl, family, data, params, design, b):
     import jax
 
     def draw(d):
-        return simulate(jax.random.wrap_key_data(d, impl=impl), params, design, b=b)
+        key = jax.random.wrap_key_data(d, impl=impl)
+        return simulate(key, params, design, family, b=b)
 
     return jax.vmap(draw)(data)

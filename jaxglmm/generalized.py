@@ -1,0 +1,342 @@
+"""Generalized models: rows in inner units -> Newton on x -> everything else.
+
+x = (beta, theta, psi): the fixed effects of every linear predictor, the covariance
+parameters, the family's own parameters, all estimated jointly. Inside, columns of X are
+whitened (X T has unit Gram matrix) and so are those of z (crossproducts.py), so that
+a step of one is a step of one in the linear predictor; what comes back is in the user's
+units:
+
+    beta = T beta~,     theta = S^-1 theta~,     H = J' H~ J,   J = dx~/dx.
+
+The covariance of all parameters is 2 H^-1, H being the Hessian of -2 log L.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+
+from jaxglmm.control import Control
+from jaxglmm.coordinates import block_factors, canonical, jacobian_in_theta
+from jaxglmm.crossproducts import (
+    Maps,
+    block_diagonal,
+    codes_fit,
+    effect_maps,
+    whitening,
+)
+from jaxglmm.designs import Design
+from jaxglmm.elimination import conditional_covariances, eliminate, split_terms
+from jaxglmm.errors import Status
+from jaxglmm.families import Family
+from jaxglmm.implicit import projected_inverse, solve
+from jaxglmm.laplace import GeneralizedModel, Point, constant, n_theta
+from jaxglmm.linear import is_singular
+from jaxglmm.modes import (
+    RowData,
+    curvature,
+    effects,
+    gather,
+    linear_predictors,
+    row_terms,
+)
+from jaxglmm.optimize import Minimum
+from jaxglmm.results import Fit, Params
+from jaxglmm.rowsums import block_columns
+from jaxglmm.starts import default_start
+from jaxglmm.typing import Array
+
+__all__ = [
+    "GeneralizedRaw",
+    "Scales",
+    "estimate_rows",
+    "first_guess",
+    "fit_rows",
+    "log_lik_rows",
+    "mode_covariances",
+]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Scales:
+    """How inner parameters turn into the user's.
+
+    ``T[r]`` (p_r, p_r) and its inverse for every predictor, ``maps`` for the random
+    effects; ``aliased`` (p,) marks columns of any X that depend linearly on earlier
+    ones.
+    """
+
+    T: tuple[Array, ...]
+    T_inv: tuple[Array, ...]
+    maps: Maps
+    aliased: Array
+
+
+class GeneralizedRaw(NamedTuple):
+    """A fit in inner units, everything in canonical theta."""
+
+    point: Point
+    objective: Array
+    grad: Array
+    hess: Array
+    cov: Array
+    u: tuple[Array, ...]
+    b: tuple[Array, ...]
+    status: Array
+    is_singular: Array
+    decrement: Array
+    min_eigenvalue: Array
+    n_iter: Array
+
+
+# ---- rows --------------------------------------------------------------------------
+
+
+def _used_rows(design: Design) -> tuple[Array, Array, list[Array], list[Array]]:
+    """Y and w, X of every predictor and z of every term; rows of weight zero emptied.
+
+    A negative weight or a code out of range makes the likelihood not finite.
+    """
+    y, Xs, z = design.y, [design.X, *(p.X for p in design.others)], design.terms
+    w = jnp.ones_like(y) if design.weights is None else design.weights
+    w = jnp.where((w < 0) | ~codes_fit(design.terms), jnp.nan, w)
+    unused = w == 0
+    y = jnp.where(unused, y[jnp.argmax(~unused)], y)
+
+    def emptied(v):
+        return jnp.where(unused[:, None], 0.0, v)
+
+    return y, w, [emptied(X) for X in Xs], [emptied(t.z) for t in z]
+
+
+def _offsets(design: Design) -> tuple[Array, ...]:
+    given = [design.offset, *(p.offset for p in design.others)]
+    return tuple(jnp.zeros_like(design.y) if o is None else o for o in given)
+
+
+def _row_data(design: Design, y, w, Xs, z, unused: Array) -> RowData:
+    layout, plan = design.layout, design.plan
+    assert plan is not None
+    codes = tuple(design.terms[b.terms[0]].group for b in layout.blocks)
+    columns = tuple(block_columns(layout, z, jnp))
+    return RowData(
+        y, w, tuple(Xs), _offsets(design), columns, codes, plan.parents, plan.pairs,
+        unused,
+    )  # fmt: skip
+
+
+def user_rows(design: Design) -> RowData:
+    """Rows in the user's own units."""
+    y, w, Xs, z = _used_rows(design)
+    width = sum(X.shape[1] for X in Xs)
+    return _row_data(design, y, w, Xs, z, jnp.zeros(width, y.dtype))
+
+
+def inner_rows(design: Design) -> tuple[RowData, Scales]:
+    """Rows in inner units, and the way back."""
+    y, w, Xs, z = _used_rows(design)
+    used = lax.stop_gradient(jnp.where(w > 0, 1.0, 0.0).astype(y.dtype))
+    one = jnp.ones((), y.dtype)
+    maps = effect_maps(design.terms, z, used, one, jnp)
+    T, T_inv, aliased, whitened = [], [], [], []
+    for X in Xs:
+        to, missing, back = whitening(X, used, jnp)
+        T.append(to)
+        T_inv.append(back)
+        aliased.append(missing)
+        whitened.append(X @ to)
+    scales = Scales(tuple(T), tuple(T_inv), maps, jnp.concatenate(aliased))
+    z = [v @ to for v, to in zip(z, maps.z)]
+    return _row_data(design, y, w, whitened, z, scales.aliased), scales
+
+
+def _model(design: Design, family, control: Control, n_quad: int) -> GeneralizedModel:
+    expected = control.information == "expected"
+    return GeneralizedModel(design.layout, family, expected, n_quad)
+
+
+def first_guess(family: Family, y: Array, w: Array | None) -> tuple[Array, Array]:
+    """Starting psi and intercepts of the further predictors; zeros for a traced y."""
+    if isinstance(y, Tracer) or isinstance(w, Tracer):
+        return np.zeros(family.n_own), np.zeros(family.n_eta - 1)
+    y, w = np.asarray(y, float), None if w is None else np.asarray(w, float)
+    return family.psi_start(y, w), family.extra_start(y, w)
+
+
+def first_x(
+    model: GeneralizedModel,
+    data: RowData,
+    scales: Scales,
+    start: Array | None,
+    guess: tuple[Array, Array],
+) -> Array:
+    """Starting x: least squares on the family's first guess, unit variances."""
+    dtype = data.y.dtype
+    psi, extra = (jnp.asarray(g, dtype) for g in guess)
+    family = model.family
+    used = data.w > 0
+    w = jnp.where(used, data.w, 1.0)
+    eta = jax.vmap(family.eta_start)(data.y, w) - data.offset[0]
+    eta = jnp.where(used, eta, 0.0)
+    beta = [data.X[0].T @ eta / jnp.sum(jnp.where(used, 1.0, 0.0))]
+    # whitened columns: least squares of a constant
+    n = jnp.sum(jnp.where(used, 1.0, 0.0))
+    beta += [e * jnp.sum(X, axis=0) / n for e, X in zip(extra, data.X[1:])]
+    if start is None:
+        theta = jnp.asarray(default_start(model.layout), data.y.dtype)
+    else:
+        theta = scales.maps.theta @ jnp.asarray(start, data.y.dtype)
+    return model.join(Point(tuple(beta), theta, psi))
+
+
+# ---- the fit -----------------------------------------------------------------------
+
+
+def fit_rows(
+    design: Design,
+    family: Family,
+    start: Array | None,
+    control: Control,
+    n_quad: int,
+    guess: tuple[Array, Array],
+    spare: Array | int = 0,
+) -> Fit:
+    """Fit a design by Laplace or quadrature; every array may be traced.
+
+    ``guess`` is that of :func:`first_guess`; ``spare`` counts columns of any X that are
+    there for padding alone.
+    """
+    model = _model(design, family, control, n_quad)
+    data, scales = inner_rows(design)
+    x0 = first_x(model, data, scales, start, guess)
+    return to_user_units(estimate_rows(model, control, data, x0), scales, spare)
+
+
+def estimate_rows(
+    model: GeneralizedModel, control: Control, data: RowData, x0: Array
+) -> GeneralizedRaw:
+    """Fit from rows in inner units; the one program behind both doors."""
+    layout = model.layout
+    minimum = solve(model, control, data, x0)
+    objective, u = model.evaluate(minimum.x, minimum.frame, data)
+    at = model.split(minimum.x, data)
+    b = effects(u, block_factors(at.theta, layout, minimum.frame.order))
+    theta = canonical(at.theta, minimum.frame.order, layout)
+    factors = block_factors(theta, layout)
+    # in the user's order of effects the mode is u = Lambda' Z's
+    eta = linear_predictors(at.beta, b, data, layout)
+    moved = gather(row_terms(eta, at.psi, data, model.family).score, data, layout)
+    u = tuple(m @ Lam for m, Lam in zip(moved, factors))
+    minimum = lax.stop_gradient(minimum)
+    J = _jacobian(model, minimum, theta, data)
+    aliased = jnp.zeros(J.shape[0], J.dtype).at[: data.unused.shape[0]].set(data.unused)
+    flat = jnp.maximum(minimum.flat, jnp.diag(aliased))
+    cov = 2.0 * projected_inverse(minimum.hess, flat)
+    J_inv = projected_inverse(J.T @ J, jnp.zeros_like(J)) @ J.T
+    singular = is_singular(factors)
+    return GeneralizedRaw(
+        Point(at.beta, theta, at.psi), objective, minimum.grad @ J,
+        J.T @ minimum.hess @ J, J_inv @ cov @ J_inv.T, split_terms(u, layout),
+        split_terms(b, layout), _status(minimum, singular), singular,
+        minimum.decrement, minimum.min_eigenvalue, minimum.n_iter,
+    )  # fmt: skip
+
+
+def _jacobian(
+    model: GeneralizedModel, minimum: Minimum, theta: Array, data: RowData
+) -> Array:
+    """D x~ / d (beta~, canonical theta~, psi)."""
+    at = model.split(minimum.x, data)
+    inner = jacobian_in_theta(
+        lax.stop_gradient(theta), at.theta, minimum.frame.order, model.layout
+    )
+    first = data.unused.shape[0]
+    rows = slice(first, first + n_theta(model.layout))
+    return jnp.eye(minimum.x.shape[0], dtype=inner.dtype).at[rows, rows].set(inner)
+
+
+def _status(minimum: Minimum, singular: Array) -> Array:
+    ended = minimum.status == int(Status.CONVERGED)
+    status = jnp.where(ended & singular, int(Status.BOUNDARY), minimum.status)
+    lost = ended & (minimum.frame.left > 1.0)
+    return jnp.where(lost, int(Status.NO_MODE), status).astype(jnp.int32)
+
+
+def to_user_units(raw: GeneralizedRaw, scales: Scales, spare: Array | int) -> Fit:
+    """Undo the inner units."""
+    at = raw.point
+    beta = tuple(T @ c for T, c in zip(scales.T, at.beta))
+    size = raw.grad.shape[0]
+    J = _in_blocks(scales.T_inv, scales.maps.theta, size)
+    J_inv = _in_blocks(scales.T, scales.maps.theta_back, size)
+    cov = J_inv @ raw.cov @ J_inv.T
+    p = beta[0].shape[0]
+    ok = (raw.status == int(Status.CONVERGED)) | (raw.status == int(Status.BOUNDARY))
+    aliased = (
+        scales.aliased.sum() > jnp.asarray(spare, dtype=scales.aliased.dtype)
+    ) & ok
+    status = jnp.where(aliased, int(Status.NOT_IDENTIFIED), raw.status)
+    return Fit(
+        params=Params(
+            beta=beta[0], theta=scales.maps.theta_back @ at.theta,
+            sigma=jnp.ones_like(raw.objective), psi=at.psi, others=beta[1:],
+        ),
+        u=raw.u,
+        b=tuple(v @ T.T for v, T in zip(raw.b, scales.maps.z)),
+        loglik=-0.5 * raw.objective,
+        objective=raw.objective,
+        grad=raw.grad @ J,
+        hess=J.T @ raw.hess @ J,
+        vcov_beta=cov[:p, :p],
+        vcov=cov,
+        status=status.astype(jnp.int32),
+        converged=ok & ~aliased,
+        is_singular=raw.is_singular,
+        decrement=raw.decrement,
+        min_eigenvalue=raw.min_eigenvalue,
+        n_iter=raw.n_iter,
+    )  # fmt: skip
+
+
+def _in_blocks(parts: tuple[Array, ...], theta: Array, size: int) -> Array:
+    """Block-diagonal matrix (size, size): per predictor, theta, ones for psi."""
+    rest = size - sum(p.shape[0] for p in parts) - theta.shape[0]
+    return block_diagonal([*parts, theta, jnp.eye(rest, dtype=theta.dtype)], jnp)
+
+
+# ---- the likelihood at given parameters --------------------------------------------
+
+
+def log_lik_rows(
+    params: Params, design: Design, family: Family, control: Control, n_quad: int
+) -> Array:
+    """Log L at any parameters in the user's units."""
+    data = user_rows(design)
+    model = _model(design, family, control, n_quad)
+    dtype = data.y.dtype
+    beta = tuple(jnp.asarray(c, dtype) for c in (params.beta, *params.others))
+    psi = jnp.zeros(0, dtype) if params.psi is None else jnp.asarray(params.psi, dtype)
+    x = model.join(Point(beta, jnp.asarray(params.theta, dtype) * params.sigma, psi))
+    fixed = constant(data)
+    frame = model.with_modes(lax.stop_gradient(x), model.first_frame(fixed), fixed)
+    return -0.5 * model.objective(x, frame, data)
+
+
+def mode_covariances(family: Family, design: Design, beta, theta, psi, b):
+    """Var(b | y) at given parameters and modes b per term, (J, K, K) per block."""
+    data, layout = user_rows(design), design.layout
+    blocks = tuple(
+        jnp.concatenate([b[t] for t in block.terms], axis=1) for block in layout.blocks
+    )
+    eta = linear_predictors(beta, blocks, data, layout)
+    W = row_terms(eta, psi, data, family).W
+    factors = block_factors(theta, layout)
+    cp = curvature(W, data, layout)
+    return conditional_covariances(factors, eliminate(factors, cp, layout), cp, layout)

@@ -1,0 +1,103 @@
+"""The optimum of a model, and its derivative by the implicit function theorem.
+
+x solves grad f(x, data) = 0. Its derivative comes from that equation, not from the
+iterations: with H the Hessian of f,
+
+    d x = -H^+ d_data(grad f),                                                     (1)
+
+where H^+ leaves directions without curvature alone: a flat direction is held fixed. At
+a boundary (a zero variance) the gradient's dependence on the data vanishes, because f
+is even in the columns of Lambda, so (1) holds those parameters at the boundary too.
+Equation (1) is itself differentiable as often as f is.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxglmm.control import Control
+from jaxglmm.linalg import spd_inverse
+from jaxglmm.optimize import Minimum, minimize
+from jaxglmm.typing import Array
+
+__all__ = ["Model", "projected_inverse", "solve"]
+
+
+class Model(Protocol):
+    """Static part of a model, hashable: functions of x (m,), a frame and the data.
+
+    ``objective`` may be differentiated twice in x and data, the frame held fixed;
+    ``reframe`` gives the same point in better coordinates, with whatever else belongs
+    to it; ``derivatives`` is value, gradient and Hessian where a better way than
+    differentiating is known, and ``tol`` then the optimizer's default.
+    """
+
+    def objective(self, x: Array, frame: Any, data: Any) -> Array:
+        """What to minimize, ()."""
+        ...
+
+    def first_frame(self, data: Any) -> Any:
+        """The frame of a starting x."""
+        ...
+
+    def reframe(self, x: Array, frame: Any, data: Any) -> tuple[Array, Any]:
+        """The same point in coordinates that suit it better."""
+        ...
+
+    def derivatives(self, data: Any) -> tuple[Any, float | None]:
+        """A function (x, frame) -> value, gradient, Hessian; and a tolerance."""
+        ...
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def solve(model: Model, control: Control, data: Any, x0: Array) -> Minimum:
+    """Minimize the model's objective from x0; only ``x`` has derivatives."""
+
+    def objective(x, frame):
+        return model.objective(x, frame, data)
+
+    def reframe(x, frame):
+        return model.reframe(x, frame, data)
+
+    fn, tol = model.derivatives(data)
+    return minimize(
+        objective, x0, control, fn, tol=tol, frame=model.first_frame(data),
+        reframe=reframe,
+    )  # fmt: skip
+
+
+@solve.defjvp
+def _solve_jvp(model, control, primals, tangents):
+    data, x0 = primals
+    d_data, _ = tangents
+    out = solve(model, control, data, x0)
+    x, frame = out.x, out.frame
+
+    def gradient(data):
+        return jax.grad(model.objective)(x, frame, data)
+
+    _, d_gradient = jax.jvp(gradient, (data,), (d_data,))
+    H = jax.hessian(model.objective)(x, frame, data)
+    flat = lax.stop_gradient(out.flat)
+    d_x = -(projected_inverse(H, flat) @ d_gradient)
+    # only x is differentiated: whatever else a fit returns is made from it anew
+    return out, jax.tree.map(_zero_tangent, out)._replace(x=d_x)
+
+
+def projected_inverse(H: Array, flat: Array) -> Array:
+    """Inverse of H on the complement of the projector ``flat``, zero on it."""
+    eye = jnp.eye(H.shape[0], dtype=H.dtype)
+    P = eye - flat
+    return P @ spd_inverse(P @ H @ P + flat)[0] @ P
+
+
+def _zero_tangent(x):
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        return jnp.zeros_like(x)
+    return np.zeros(x.shape, jax.dtypes.float0)

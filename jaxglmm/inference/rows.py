@@ -1,0 +1,119 @@
+"""What a family says about every row of a fitted model, by one compiled map.
+
+mu, Var(y), d mu / d eta, the unit deviance: (n,) arrays in NumPy.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxglmm.compiled import run
+from jaxglmm.families import Family, known_family
+
+__all__ = [
+    "RowStatistics",
+    "generalized_residuals",
+    "own_values",
+    "response_mean",
+    "row_statistics",
+]
+
+
+class RowStatistics(NamedTuple):
+    """Per row: mean, variance, d mean / d eta and unit deviance, (n,) each."""
+
+    mu: np.ndarray
+    variance: np.ndarray
+    slope: np.ndarray
+    unit_deviance: np.ndarray
+
+
+def row_statistics(family: Family, eta, psi, design) -> RowStatistics:
+    """Evaluate a family at linear predictors eta (n, R)."""
+    n = len(eta)
+    weights = np.ones(n) if design.weights is None else np.asarray(design.weights)
+    size = -(-n // 256) * 256  # shapes in steps, for the compiled program's sake
+    args = [_repeat(a, size) for a in (np.asarray(design.y), eta, weights)]
+    keep = known_family(family)
+    out = run(_rows, (family,), *args, psi, keep=keep)
+    return RowStatistics(*(np.asarray(v)[:n] for v in out))
+
+
+def _repeat(a: np.ndarray, size: int) -> np.ndarray:
+    """Rows up to size, the first one again."""
+    more = np.repeat(a[:1], size - len(a), axis=0)
+    return np.concatenate([a, more])
+
+
+def _rows(family, y, eta, w, psi):
+    import jax
+    import jax.numpy as jnp
+
+    def row(y, eta, w):
+        nothing = jnp.full((), jnp.nan, eta.dtype)
+
+        def where_known(fn):
+            try:
+                return fn()
+            except ValueError:  # a family that has none
+                return nothing
+
+        slope = where_known(lambda: jax.grad(family.mu)(eta, psi)[0])
+        return (
+            where_known(lambda: family.mu(eta, psi)),
+            where_known(lambda: family.variance(eta, psi, w)),
+            slope,
+            where_known(lambda: family.unit_deviance(y, eta, psi, w)),
+        )
+
+    return jax.vmap(row)(y, eta, w)
+
+
+def response_mean(family: Family, eta: np.ndarray, psi) -> tuple:
+    """Means (n,) at linear predictors (n, R), and their slopes in the first one."""
+    n = len(eta)
+    wide = _repeat(np.asarray(eta), -(-n // 256) * 256)
+    mu, slope = run(_means, (family,), wide, psi, keep=known_family(family))
+    return np.asarray(mu)[:n], np.asarray(slope)[:n]
+
+
+def _means(family, eta, psi):
+    import jax
+
+    mu, slope = jax.vmap(lambda e: jax.value_and_grad(family.mu)(e, psi))(eta)
+    return mu, slope[:, 0]
+
+
+def own_values(family: Family, psi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The family's own parameters on their natural scale, and their Jacobian."""
+    if not len(psi):
+        return np.zeros(0), np.zeros((0, 0))
+    keep = known_family(family)
+    values, slope = run(_own, (family,), psi, keep=keep)
+    return np.asarray(values), np.asarray(slope)
+
+
+def _own(family, psi):
+    import jax
+
+    return family.natural(psi), jax.jacfwd(family.natural)(psi)
+
+
+def generalized_residuals(rows: RowStatistics, y: np.ndarray, type: str) -> np.ndarray:
+    """Residuals of a generalized model, (n,)."""
+    raw = y - rows.mu
+    kinds = {
+        "response": lambda: raw,
+        "pearson": lambda: raw / np.sqrt(rows.variance),
+        "scaled": lambda: raw / np.sqrt(rows.variance),
+        "working": lambda: raw / rows.slope,
+        "deviance": lambda: np.sign(raw) * np.sqrt(np.maximum(rows.unit_deviance, 0.0)),
+    }
+    if type not in kinds:
+        raise ValueError(f"unknown residuals {type!r}; use one of {list(kinds)}")
+    values = kinds[type]()
+    if np.isnan(values).all():
+        raise ValueError(f"this family gives no {type} residuals")
+    return values

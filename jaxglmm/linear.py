@@ -1,0 +1,183 @@
+"""Gaussian models: cross-products -> theta by Newton -> everything else.
+
+The profiled criterion of lmm.py is minimized over theta alone; beta, sigma and the
+random effects follow from it in closed form. One program serves both doors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from jaxglmm.control import Control
+from jaxglmm.coordinates import (
+    Order,
+    block_factors,
+    canonical,
+    first_order,
+    jacobian_in_theta,
+    repivot,
+)
+from jaxglmm.crossed import applies, crossed_value_grad_hess
+from jaxglmm.crossproducts import CrossProducts, Units
+from jaxglmm.elimination import conditional_modes, split_terms
+from jaxglmm.errors import Status
+from jaxglmm.implicit import solve
+from jaxglmm.lmm import profile, profiled_objective
+from jaxglmm.optimize import Minimum
+from jaxglmm.plan import Layout
+from jaxglmm.results import Fit, Params
+from jaxglmm.starts import default_start
+from jaxglmm.typing import Array
+
+__all__ = [
+    "LinearModel",
+    "Raw",
+    "estimate",
+    "is_singular",
+    "start_theta",
+    "to_user_units",
+]
+
+_LARGE_TOL = 1e-8  # Newton decrement for large crossed designs: 1e-4 standard errors
+_FARTHEST = 1e3  # starts beyond this relative standard deviation are moved to it
+_SINGULAR = 1e-4  # a diagonal of Lambda below this counts as zero, as in lme4
+
+Data = tuple[CrossProducts, Array]
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """The profiled criterion of (cross-products, reml); x is theta, see coordinates."""
+
+    layout: Layout
+
+    def objective(self, x: Array, frame: Order, data: Data) -> Array:
+        """-2 log L or the REML criterion, ()."""
+        cp, reml = data
+        return profiled_objective(x, cp, self.layout, reml, frame)
+
+    def first_frame(self, data: Data) -> Order:
+        """The user's order of effects."""
+        return first_order(self.layout, data[0].gram.dtype)
+
+    def reframe(self, x: Array, frame: Order, data: Data) -> tuple[Array, Order]:
+        """Larger pivots first."""
+        return repivot(x, frame, self.layout)
+
+    def derivatives(self, data: Data):
+        """The closed form for large crossed designs."""
+        cp, reml = data
+        if not applies(cp, self.layout):
+            return None, None
+        return crossed_value_grad_hess(cp, self.layout, reml), _LARGE_TOL
+
+
+class Raw(NamedTuple):
+    """A fit in inner units, before :func:`to_user_units`.
+
+    ``grad`` and ``hess`` are in theta; those of ``minimum`` in its own coordinates.
+    """
+
+    minimum: Minimum
+    grad: Array
+    hess: Array
+    theta: Array
+    beta: Array
+    gls: Array
+    sigma2: Array
+    objective: Array
+    u: tuple[Array, ...]
+    b: tuple[Array, ...]
+    status: Array
+    is_singular: Array
+
+
+def start_theta(layout: Layout, units: Units, start, dtype) -> Array:
+    """Starting theta in inner units."""
+    if start is not None:
+        given = jnp.asarray(start, dtype)
+        m = units.maps.theta.shape[0]
+        if given.shape != (m,):
+            raise ValueError(f"start must have shape ({m},); found {given.shape}")
+        return jnp.clip(units.maps.theta @ given, -_FARTHEST, _FARTHEST)
+    return jnp.asarray(default_start(layout), dtype)
+
+
+def estimate(
+    cp: CrossProducts, layout: Layout, reml, theta0: Array, control: Control
+) -> Raw:
+    """Fit from cross-products alone; the one program behind both doors."""
+    reml = jnp.asarray(reml, cp.gram.dtype)
+    minimum = solve(LinearModel(layout), control, (cp, reml), theta0)
+    theta = canonical(minimum.x, minimum.frame, layout)
+    factors = block_factors(theta, layout)
+    at, done = profile(factors, cp, layout, reml)
+    b, u = conditional_modes(factors, done, at.beta, cp, layout)
+    minimum = lax.stop_gradient(minimum)
+    J = jacobian_in_theta(lax.stop_gradient(theta), minimum.x, minimum.frame, layout)
+    grad, hess = minimum.grad @ J, J.T @ minimum.hess @ J
+    status, singular = _verdict(minimum, factors, at.sigma2)
+    return Raw(
+        minimum, grad, hess, theta, at.beta, at.gls, at.sigma2, at.objective,
+        split_terms(u, layout), split_terms(b, layout), status, singular,
+    )  # fmt: skip
+
+
+def is_singular(factors: tuple[Array, ...]) -> Array:
+    """Whether a diagonal of any Lambda is zero, to four digits of its unit."""
+    singular = jnp.zeros((), bool)
+    for Lam in factors:
+        singular = singular | jnp.any(jnp.abs(jnp.diagonal(Lam)) < _SINGULAR)
+    return singular
+
+
+def _verdict(
+    minimum: Minimum, factors: tuple[Array, ...], sigma2: Array
+) -> tuple[Array, Array]:
+    """Status with the boundary told from an inner optimum, and singularity.
+
+    Random effects that reproduce the response make the likelihood unbounded; where
+    sigma^2, relative to the response, is the rounding of cross-products, the largest
+    value found is no optimum.
+    """
+    singular = is_singular(factors)
+    status = minimum.status
+    ended = status == int(Status.CONVERGED)
+    status = jnp.where(ended & singular, int(Status.BOUNDARY), status)
+    unbounded = ~(sigma2 > 100.0 * float(jnp.finfo(sigma2.dtype).eps))
+    status = jnp.where(unbounded, int(Status.NONFINITE), status)
+    return status.astype(jnp.int32), singular
+
+
+def to_user_units(raw: Raw, units: Units) -> Fit:
+    """Undo the inner units; works on JAX and on NumPy arrays alike."""
+    sigma = units.s * (units.w_scale * raw.sigma2) ** 0.5
+    beta = units.T @ (units.b + units.s * raw.beta)
+    S = units.maps.theta
+    vcov = raw.sigma2 * units.s**2 * (units.T @ raw.gls @ units.T.T)
+    b = tuple(units.s * (v @ T.T) for v, T in zip(raw.b, units.maps.z))
+    ok = (raw.status == int(Status.CONVERGED)) | (raw.status == int(Status.BOUNDARY))
+    aliased = (units.aliased.sum() > 0) & ok & ~units.exact
+    dtype = raw.status.dtype
+    gap = (int(Status.NOT_IDENTIFIED) - raw.status) * aliased.astype(dtype)
+    gap = gap + (int(Status.NONFINITE) - raw.status) * units.exact.astype(dtype)
+    return Fit(
+        params=Params(beta=beta, theta=units.maps.theta_back @ raw.theta, sigma=sigma),
+        u=tuple(units.s * units.w_scale**0.5 * v for v in raw.u),
+        b=b,
+        loglik=-0.5 * raw.objective,
+        objective=raw.objective,
+        grad=raw.grad @ S,
+        hess=S.T @ raw.hess @ S,
+        vcov_beta=vcov,
+        status=raw.status + gap,
+        converged=ok & ~aliased & ~units.exact,
+        is_singular=raw.is_singular,
+        decrement=raw.minimum.decrement,
+        min_eigenvalue=raw.minimum.min_eigenvalue,
+        n_iter=raw.minimum.n_iter,
+    )

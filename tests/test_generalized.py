@@ -1,0 +1,201 @@
+"""Generalized models: fits of lme4, glmmTMB and ordinal, derivatives, both doors."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_reference import HERE, read
+
+import jaxglmm as jg
+from jaxglmm.errors import Status
+
+CASES = sorted(p.stem for p in (HERE / "generalized").glob("*.json"))
+
+
+def arguments(case):
+    """How to ask for the model of a case."""
+    out = {"family": case["family"].lower(), "link": case["link"]}
+    for name, key in (("zi", "ziformula"), ("dispersion", "dispformula")):
+        formula = case.get(key)
+        if formula not in (None, "~0", "~1") or (name == "zi" and formula == "~1"):
+            out[name] = formula
+    words = case["method"].split()
+    if words[0] == "AGQ":
+        out |= {"method": "AGQ", "n_quad": int(words[1])}
+    expected = case["engine"] == "lme4" and case["link"] in ("probit", "cloglog")
+    if expected and words[0] == "Laplace":
+        out["control"] = jg.Control(information="expected")
+    return out
+
+
+@pytest.fixture(scope="module", params=CASES)
+def fitted(request):
+    case, data, options = read(request.param, "generalized")
+    return case, jg.glmm(case["formula"], data, **options, **arguments(case))
+
+
+def test_agrees_with_the_reference(fitted):
+    case, model = fitted
+    assert model.converged
+    np.testing.assert_allclose(model.loglik, case["loglik"], rtol=1e-7)
+    assert model.loglik >= case["loglik"] - 1e-5
+    beta = np.array(list(case["fixef"].values()))
+    se = np.array(list(case["fixef_se"].values()))
+    names = list(case["fixef"])
+    if "(Intercept)" not in names or case["family"] != "cumulative":
+        assert len(model.fixef) == len(names)
+    assert np.all(np.abs(model.fixef.to_numpy() - beta) < 0.01 * se)
+    np.testing.assert_allclose(model.se, se, rtol=1e-3)
+    np.testing.assert_allclose(model.aic, case["AIC"], rtol=1e-7)
+    assert "Generalized" in repr(model)
+
+
+def test_further_predictors_agree(fitted):
+    case, model = fitted
+    for name in ("zi", "dispersion"):
+        key = "fixef_zi" if name == "zi" else "fixef_disp"
+        if name not in arguments(case):
+            continue
+        ours = model.fixef_zi if name == "zi" else model.fixef_dispersion
+        theirs = np.array(list(case[key].values()))
+        if case["family"] == "gaussian":  # they model log sigma^2
+            theirs = theirs / 2.0
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+    found = case.get("dispersion")
+    if found and found.get("value") is not None and len(model.dispersion):
+        np.testing.assert_allclose(model.dispersion.iloc[0], found["value"], rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def cbpp():
+    design = jg.design(
+        "cbind(incidence, size - incidence) ~ period + (1 | herd)",
+        jg.datasets.load("cbpp"),
+    )
+    return design, jax.jit(lambda d: jg.fit(d, family="binomial"))(design)
+
+
+@pytest.mark.parametrize(("method", "n_quad"), [("Laplace", None), ("AGQ", 9)])
+def test_derivatives_of_the_likelihood(cbpp, method, n_quad):
+    """Gradient and Hessian against central differences."""
+    design, _ = cbpp
+
+    def f(x):
+        params = jg.Params(x[:4], x[4:], jnp.ones(()))
+        return jg.loglik(params, design, "binomial", method, n_quad=n_quad)
+
+    x = jnp.array([-1.2, -0.8, -1.0, -1.4, 0.8])
+    h, eye = 1e-4, np.eye(5)
+    value, grad = jax.jit(f), jax.jit(jax.grad(f))
+    slope = [(value(x + h * e) - value(x - h * e)) / (2 * h) for e in eye]
+    np.testing.assert_allclose(grad(x), slope, rtol=1e-5, atol=1e-6)
+    curve = [(grad(x + h * e) - grad(x - h * e)) / (2 * h) for e in eye]
+    hess = jax.jit(jax.hessian(f))(x)
+    np.testing.assert_allclose(hess, curve, rtol=1e-5, atol=1e-5)
+
+
+def test_one_node_is_laplace(cbpp):
+    design, fit = cbpp
+    agq = jg.loglik(fit.params, design, "binomial", "AGQ", n_quad=1)
+    np.testing.assert_allclose(agq, fit.loglik, rtol=1e-10)
+
+
+def test_gaussian_by_laplace_is_maximum_likelihood(sleepstudy):
+    formula = "Reaction ~ Days + (Days | Subject)"
+    ml = jg.glmm(formula, sleepstudy, method="ML")
+    laplace = jg.glmm(formula, sleepstudy, method="Laplace")
+    np.testing.assert_allclose(laplace.loglik, ml.loglik, rtol=1e-9)
+    np.testing.assert_allclose(laplace.fixef, ml.fixef, rtol=1e-7)
+    np.testing.assert_allclose(laplace.sigma, ml.sigma, rtol=1e-6)
+
+
+def test_derivatives_through_the_fit(cbpp):
+    design, _ = cbpp
+    direction = jnp.asarray(np.sin(np.arange(design.n_obs)))
+
+    @jax.jit
+    def slope(t):
+        d = design.replace(offset=t * direction)
+        return jg.fit(d, family="binomial").params.beta[1]
+
+    h = 1e-3
+    coarse = (slope(2 * h) - slope(-2 * h)) / (4 * h)
+    fine = (slope(h) - slope(-h)) / (2 * h)
+    exact = jax.jit(jax.jacfwd(slope))(0.0)
+    np.testing.assert_allclose(exact, (4 * fine - coarse) / 3, rtol=1e-5)
+
+
+def test_a_family_from_a_log_density(cbpp):
+    design, fit = cbpp
+
+    def log_density(y, eta, psi):
+        return y * eta - jax.nn.softplus(eta)
+
+    family = jg.Family(log_density=log_density, support="proportion")
+    ours = jax.jit(lambda d: jg.fit(d, family=family))(design)
+    assert int(ours.status) == Status.CONVERGED
+    np.testing.assert_allclose(ours.params.beta, fit.params.beta, rtol=1e-6)
+    np.testing.assert_allclose(ours.params.theta, fit.params.theta, rtol=1e-6)
+
+
+def test_after_the_fit():
+    data = jg.datasets.load("cbpp")
+    m = jg.glmm(
+        "cbind(incidence, size - incidence) ~ period + (1 | herd)",
+        data,
+        family="binomial",
+    )
+    eta = m.predict(type="link")
+    np.testing.assert_allclose(m.fitted, 1.0 / (1.0 + np.exp(-eta)), rtol=1e-12)
+    np.testing.assert_allclose(m.predict(data), m.fitted, rtol=1e-10)
+    pearson = m.residuals("pearson").to_numpy()
+    variance = m.fitted * (1 - m.fitted) / data["size"].to_numpy()
+    np.testing.assert_allclose(
+        pearson, m.residuals().to_numpy() / np.sqrt(variance), rtol=1e-9
+    )
+    np.testing.assert_allclose(
+        np.sum(m.residuals("deviance") ** 2), m.deviance, rtol=1e-10
+    )
+    ys = m.simulate(200, key=1)
+    assert ys.shape == (56, 200)
+    counts = ys.to_numpy() * data["size"].to_numpy()[:, None]
+    np.testing.assert_allclose(counts, np.rint(counts), atol=1e-9)
+    assert abs(float(ys.to_numpy().mean()) - float(m.fitted.mean())) < 0.05
+    assert list(m.confint().columns) == ["lower", "upper"]
+    assert len(m.varcorr) == 1
+    assert json.dumps(m.tidy().astype(str).to_dict())
+
+
+BAD = [
+    ("Reaction ~ Days + (1 | Subject)", {"family": "poisson"}, "whole|integer|count"),
+    ("Reaction ~ Days + (1 | Subject)", {"family": "binomial"}, "proportion|between"),
+    ("Reaction ~ Days + (1 | Subject)", {"family": "nope"}, "unknown family 'nope'"),
+    (
+        "Reaction ~ Days + (1 | Subject)",
+        {"family": "poisson", "link": "logit"},
+        "no link 'logit'",
+    ),
+    (
+        "Days ~ 1 + (1 | Subject) + (1 | Reaction)",
+        {"family": "poisson", "method": "AGQ"},
+        "one grouping factor",
+    ),
+    (
+        "Days ~ 1 + (1 | Subject)",
+        {"family": "poisson", "method": "PQL"},
+        "unknown method 'PQL'",
+    ),
+    (
+        "Days ~ 1 + (1 | Subject)",
+        {"family": "poisson", "n_quad": 5},
+        "needs method='AGQ'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("formula", "options", "match"), BAD)
+def test_what_does_not_fit_is_refused(sleepstudy, formula, options, match):
+    with pytest.raises(ValueError, match=match):
+        jg.glmm(formula, sleepstudy, **options)
