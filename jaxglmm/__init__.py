@@ -39,6 +39,7 @@ _HOMES = {
     "Student": "families",
     "TruncatedNegativeBinomial": "families",
     "TruncatedPoisson": "families",
+    "Tweedie": "families",
     "WithDispersion": "families",
     "ZeroInflated": "families",
     "NoticeWarning": "errors",
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
     from jaxglmm.families import Student as Student
     from jaxglmm.families import TruncatedNegativeBinomial as TruncatedNegativeBinomial
     from jaxglmm.families import TruncatedPoisson as TruncatedPoisson
+    from jaxglmm.families import Tweedie as Tweedie
     from jaxglmm.families import WithDispersion as WithDispersion
     from jaxglmm.families import ZeroInflated as ZeroInflated
     from jaxglmm.fitting import fit as fit

@@ -199,27 +199,11 @@ def model_frame(
     dropped_by = _drop_missing(table, arrays, missing)
     numbers = _evaluate_numbers(plan, table, arrays, weights, codes)
     variables, values = _learn(plan.variables, table, contrasts)
-
-    def encode(part: _Part, needs_offset: bool):
-        fixed = _fixed_part(part.fixed, table, variables, values)
-        terms = random_terms(part.formula.random, table, variables, values)
-        encoder = Encoder(
-            formula=part.formula,
-            variables=variables,
-            fixed=fixed.columns,
-            keep=fixed.keep,
-            random=tuple(coding for coding, _ in terms),
-            offsets=part.offsets,
-            needs_offset=needs_offset,
-        )
-        for notice in fixed.notices:
-            warnings.warn(notice, NoticeWarning, stacklevel=3)
-        return fixed, tuple(t for _, t in terms), encoder
-
-    fixed, terms, encoder = encode(plan.main, "offset" in arrays)
+    learned = _Learned(table, variables, values)
+    fixed, terms, encoder = _encode(plan.main, learned, "offset" in arrays)
     frames, notices = [], list(fixed.notices)
     for name, part in plan.others.items():
-        more, its_terms, its_encoder = encode(part, needs_offset=False)
+        more, its_terms, its_encoder = _encode(part, learned, False)
         notices += [f"{name}: {notice}" for notice in more.notices]
         its_offset = total_offset(table, {}, part.offsets)
         frames.append(
@@ -394,6 +378,35 @@ def _learn(
             )
     variables = {e: variable for e, (variable, _) in learned.items()}
     return variables, {e: values for e, (_, values) in learned.items()}
+
+
+class _Learned(NamedTuple):
+    """The complete rows, and the variables with their values, by expression."""
+
+    table: Table
+    variables: dict[str, Variable]
+    values: dict[str, np.ndarray]
+
+
+def _encode(
+    part: _Part, learned: _Learned, needs_offset: bool
+) -> tuple[_Fixed, tuple[TermArrays, ...], Encoder]:
+    """X, the random terms and the encoder of one linear predictor."""
+    table, variables, values = learned
+    fixed = _fixed_part(part.fixed, table, variables, values)
+    terms = random_terms(part.formula.random, table, variables, values)
+    encoder = Encoder(
+        formula=part.formula,
+        variables=variables,
+        fixed=fixed.columns,
+        keep=fixed.keep,
+        random=tuple(coding for coding, _ in terms),
+        offsets=part.offsets,
+        needs_offset=needs_offset,
+    )
+    for notice in fixed.notices:
+        warnings.warn(notice, NoticeWarning, stacklevel=3)
+    return fixed, tuple(t for _, t in terms), encoder
 
 
 class _Fixed(NamedTuple):

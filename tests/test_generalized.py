@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_reference import HERE, read
@@ -76,6 +77,31 @@ def cbpp():
     return design, jax.jit(lambda d: jg.fit(d, family="binomial"))(design)
 
 
+@pytest.mark.parametrize(("method", "n_quad"), [("Laplace", None), ("AGQ", 9)])
+def test_derivatives_of_the_likelihood(cbpp, method, n_quad):
+    """Gradient and Hessian against central differences."""
+    design, _ = cbpp
+
+    def f(x):
+        params = jg.Params(x[:4], x[4:], jnp.ones(()))
+        return jg.loglik(params, design, "binomial", method, n_quad=n_quad)
+
+    x = jnp.array([-1.2, -0.8, -1.0, -1.4, 0.8])
+    h, eye = 1e-4, np.eye(5)
+    value, grad = jax.jit(f), jax.jit(jax.grad(f))
+    slope = [(value(x + h * e) - value(x - h * e)) / (2 * h) for e in eye]
+    np.testing.assert_allclose(grad(x), slope, rtol=1e-5, atol=1e-6)
+    curve = [(grad(x + h * e) - grad(x - h * e)) / (2 * h) for e in eye]
+    hess = jax.jit(jax.hessian(f))(x)
+    np.testing.assert_allclose(hess, curve, rtol=1e-5, atol=1e-5)
+
+
+def test_one_node_is_laplace(cbpp):
+    design, fit = cbpp
+    agq = jg.loglik(fit.params, design, "binomial", "AGQ", n_quad=1)
+    np.testing.assert_allclose(agq, fit.loglik, rtol=1e-10)
+
+
 def test_gaussian_by_laplace_is_maximum_likelihood(sleepstudy):
     formula = "Reaction ~ Days + (Days | Subject)"
     ml = jg.glmm(formula, sleepstudy, method="ML")
@@ -83,6 +109,22 @@ def test_gaussian_by_laplace_is_maximum_likelihood(sleepstudy):
     np.testing.assert_allclose(laplace.loglik, ml.loglik, rtol=1e-9)
     np.testing.assert_allclose(laplace.fixef, ml.fixef, rtol=1e-7)
     np.testing.assert_allclose(laplace.sigma, ml.sigma, rtol=1e-6)
+
+
+def test_derivatives_through_the_fit(cbpp):
+    design, _ = cbpp
+    direction = jnp.asarray(np.sin(np.arange(design.n_obs)))
+
+    @jax.jit
+    def slope(t):
+        d = design.replace(offset=t * direction)
+        return jg.fit(d, family="binomial").params.beta[1]
+
+    h = 1e-3
+    coarse = (slope(2 * h) - slope(-2 * h)) / (4 * h)
+    fine = (slope(h) - slope(-h)) / (2 * h)
+    exact = jax.jit(jax.jacfwd(slope))(0.0)
+    np.testing.assert_allclose(exact, (4 * fine - coarse) / 3, rtol=1e-5)
 
 
 def test_a_family_from_a_log_density(cbpp):

@@ -43,7 +43,7 @@ def dyestuff2():
 # ---- estimates against lme4 1.1-31 ---------------------------------------------------
 
 
-def check(m, *, fixef, se, vcov, sdcor, loglik, aic, bic, df, groups):
+def check_fit(m, *, fixef, se, vcov, sdcor, loglik, aic, bic, df, groups):
     np.testing.assert_allclose(m.fixef, fixef, rtol=1e-8)
     np.testing.assert_allclose(m.se, se, rtol=1e-6)
     np.testing.assert_allclose(np.sqrt(np.diagonal(m.vcov)), se, rtol=1e-6)
@@ -56,7 +56,7 @@ def check(m, *, fixef, se, vcov, sdcor, loglik, aic, bic, df, groups):
 
 
 def test_sleepstudy(sleep):
-    check(
+    check_fit(
         sleep,
         fixef=[251.405104848484, 10.4672859595961],
         se=[6.82455653206407, 1.54578889629826],
@@ -78,7 +78,7 @@ def test_sleepstudy(sleep):
 
 
 def test_pastes(pastes):
-    check(
+    check_fit(
         pastes,
         fixef=[60.0533333333318],
         se=[0.676870066128146],
@@ -93,7 +93,7 @@ def test_pastes(pastes):
 
 
 def test_penicillin(penicillin):
-    check(
+    check_fit(
         penicillin,
         fixef=[22.9722222222204],
         se=[0.80857339098366],
@@ -108,7 +108,7 @@ def test_penicillin(penicillin):
 
 
 def test_dyestuff2_lies_on_the_boundary(dyestuff2):
-    check(
+    check_fit(
         dyestuff2,
         fixef=[5.6656],
         se=[0.678388031232524],

@@ -30,6 +30,7 @@ from jaxglmm.families.links import LINKS, Link
 from jaxglmm.families.mixtures import WithDispersion, ZeroInflated
 from jaxglmm.families.names import family_by_name, family_names, is_linear, known_family
 from jaxglmm.families.ordinal import Cumulative
+from jaxglmm.families.tweedie import Tweedie
 
 __all__ = [
     "LINKS",
@@ -49,6 +50,7 @@ __all__ = [
     "Student",
     "TruncatedNegativeBinomial",
     "TruncatedPoisson",
+    "Tweedie",
     "WithDispersion",
     "ZeroInflated",
     "family_by_name",

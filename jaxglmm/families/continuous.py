@@ -43,6 +43,8 @@ from jaxglmm.families.special import (
     LOG_2PI,
     binet,
     exp_excess,
+    exp_limit,
+    expm1,
     safe_exp,
     softplus,
 )
@@ -76,7 +78,8 @@ class Gaussian(_RealMean):
     """Normal response, Var(y_i) = sigma^2 / w_i; psi = log sigma.
 
     ``weights`` are precision weights: they divide the variance, as in lme4. With the
-    log link a linear predictor beyond 300 is cut short, so that its square is finite.
+    log link the mean grows only as a square beyond a linear predictor of 175 (float32:
+    18), so that its own square is finite.
     As a linear predictor of a dispersion model, psi is the log standard deviation.
     """
 
@@ -195,7 +198,7 @@ class LogNormal(Family):
     def variance(self, eta, psi, w):
         """Variance of y, ()."""
         s2 = jnp.exp(2.0 * psi[0]) / w
-        return jnp.expm1(s2) * jnp.exp(2.0 * eta[0] + s2)
+        return expm1(s2) * jnp.exp(2.0 * eta[0] + s2)
 
     def sample(self, key, eta, psi, w):
         """Draw a response, ()."""
@@ -296,9 +299,11 @@ class InverseGaussian(_Dispersed):
         log_y = jnp.log(y)
         t, c = log_y - self._log_mu(eta), log_a - log_y
         near = t < 1.0
-        close = safe_exp(c) * jnp.expm1(jnp.where(near, t, 0.0)) ** 2
+        close = safe_exp(c) * expm1(jnp.where(near, t, 0.0)) ** 2
         t_far = jnp.where(near, 1.0, t)
-        far = safe_exp(2.0 * t_far + c) - 2.0 * safe_exp(t_far + c) + safe_exp(c)
+        limit = exp_limit(t) - 10.0
+        far = safe_exp(2.0 * t_far + c, limit) - 2.0 * safe_exp(t_far + c, limit)
+        far = far + safe_exp(c)
         return 0.5 * jnp.where(near, close, far)
 
     def _log_lik(self, y, eta, psi, w):

@@ -32,9 +32,11 @@ import numpy as np
 from jaxglmm.families.base import PositiveMean, check_link, moments
 from jaxglmm.families.special import (
     binet,
+    expm1,
     factorial_rest,
     log1mexp_exp,
     log_count,
+    log_harmonic,
     log_positive,
     log_softplus,
     nbinom_half_deviance,
@@ -167,7 +169,7 @@ class NegativeBinomial(_NegativeBinomial):
         if self.kind == 1:
             return super().expected_information(eta, psi, w)
         log_mu, log_theta = self._logs(eta, psi)
-        precision = safe_exp(log_mu - self._log_excess(log_mu, log_theta))
+        precision = safe_exp(log_harmonic(log_mu, log_theta))
         return w * self._slope(eta) ** 2 * precision
 
     def unit_deviance(self, y, eta, psi, w):
@@ -275,7 +277,7 @@ class TruncatedNegativeBinomial(_Truncated, _NegativeBinomial):
         # logarithmic size: geometric with success probability (1 - v)^U
         u = jax.random.uniform(key_u, (), eta.dtype)
         e = jax.random.exponential(key_v, (), eta.dtype)
-        log_fail = jnp.log(-jnp.expm1(-u * softplus(log_mu - log_theta)))
+        log_fail = jnp.log(-expm1(-u * softplus(log_mu - log_theta)))
         size = 1.0 + jnp.floor(jnp.where(jnp.isfinite(log_fail), e / -log_fail, 0.0))
         return size + _nbinom_draw(key_y, log_mu + rest, log_theta + rest)
 
@@ -305,8 +307,12 @@ class GeneralizedPoisson(_Count):
         log_mu, log_c = self._log_mu(eta), -0.5 * psi[0]
         positive = jnp.where(y > 0, y, 1.0)
         log_y = jnp.log(positive)
-        r = safe_exp(log_c) * jnp.expm1(_capped(log_mu - log_y))
-        log_1r = log_positive(1.0 + r)
+        r = safe_exp(log_c) * expm1(_capped(log_mu - log_y))
+        log_ratio = log_c + log_mu - log_y
+        big = log_ratio > 30.0
+        ratio = jnp.exp(jnp.where(big, 0.0, log_ratio))
+        log_1r = log_positive(ratio - expm1(jnp.where(big, 0.0, log_c)))
+        log_1r = jnp.where(big, log_ratio, log_1r)
         near = jnp.abs(r) < 0.5
         log_1r = jnp.where(near, jnp.log1p(jnp.where(near, r, 0.0)), log_1r)
         some = log_mu - log_y + log_c - factorial_rest(positive)
@@ -372,4 +378,4 @@ def _first_event(key: Array, rate: Array) -> Array:
     u = jax.random.uniform(key, (), rate.dtype)
     tiny = rate < 1e-6
     safe = jnp.where(tiny, 1.0, rate)
-    return jnp.where(tiny, u, -jnp.log1p(u * jnp.expm1(-safe)) / safe)
+    return jnp.where(tiny, u, -jnp.log1p(u * expm1(-safe)) / safe)

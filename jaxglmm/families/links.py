@@ -10,7 +10,7 @@ that neither overflows nor loses its digits where mu is near an end:
     cauchit  log atan2(1, -eta) / pi, log atan2(1, eta) / pi
 
 Where eta leaves the domain of a link (a negative eta with a mean of 1 / eta), these
-continue as a steep, finite wall: see ``special.log_positive``.
+continue as a steep, finite step: see ``special.log_positive``.
 
 References: McCullagh and Nelder (1989), Generalized Linear Models, 2nd ed., 4.3.
 """
@@ -70,7 +70,8 @@ def _probit_pair(eta: Array) -> tuple[Array, Array]:
 
 
 def _cloglog_pair(eta: Array) -> tuple[Array, Array]:
-    return log1mexp_exp(eta), -safe_exp(eta)
+    limit = exp_limit(eta) - 25.0  # trials times exp(eta) has to be finite too
+    return log1mexp_exp(eta), -safe_exp(eta, limit)
 
 
 def _cauchit_pair(eta: Array) -> tuple[Array, Array]:
@@ -85,11 +86,11 @@ def _log_pair(eta: Array) -> tuple[Array, Array]:
 
 
 def _moderate_exp(eta: Array) -> Array:
-    return safe_exp(eta, 0.43 * exp_limit(eta))  # its square has to be finite too
+    return safe_exp(eta, 0.25 * exp_limit(eta))  # its square has to be finite too
 
 
 def _reciprocal(eta: Array) -> Array:
-    tiny = 1e-100 if exp_limit(eta) == 700.0 else 1e-12
+    tiny = 1e-70 if exp_limit(eta) == 700.0 else 1e-8
     small = jnp.abs(eta) < tiny
     return jnp.where(small, 1.0 / tiny, 1.0 / jnp.where(small, 1.0, eta))
 

@@ -26,6 +26,7 @@ from jaxglmm.families.counts import (
 )
 from jaxglmm.families.mixtures import WithDispersion, ZeroInflated
 from jaxglmm.families.ordinal import Cumulative
+from jaxglmm.families.tweedie import Tweedie
 
 __all__ = ["family_by_name", "family_names", "is_linear", "known_family"]
 
@@ -40,6 +41,7 @@ _FAMILIES: dict[str, Callable[..., Family]] = {
     "beta": Beta,
     "betabinomial": BetaBinomial,
     "student": Student,
+    "tweedie": Tweedie,
     "lognormal": LogNormal,
     "genpois": GeneralizedPoisson,
     "truncated_poisson": TruncatedPoisson,

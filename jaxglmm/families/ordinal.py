@@ -32,6 +32,7 @@ from jaxglmm.families.base import Family, check_link
 from jaxglmm.families.checks import check_support
 from jaxglmm.families.links import LINKS
 from jaxglmm.families.special import (
+    expm1,
     log1mexp,
     log1mexp_exp,
     log_ndtr,
@@ -183,4 +184,4 @@ def _log_expm1_ratio(d: Array) -> Array:
     near = jnp.where(small, d, 1e-3)
     far = jnp.where(small, 0.5, d)
     series = near / 2 + near**2 / 24 - near**4 / 2880
-    return jnp.where(small, series, jnp.log(jnp.expm1(far) / far))
+    return jnp.where(small, series, jnp.log(expm1(far) / far))

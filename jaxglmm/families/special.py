@@ -32,11 +32,14 @@ __all__ = [
     "LOG_2PI",
     "binet",
     "exp_excess",
+    "exp_limit",
+    "expm1",
     "factorial_rest",
     "log1mexp",
     "log1mexp_exp",
     "log_add_exp",
     "log_count",
+    "log_harmonic",
     "log_ndtr",
     "log_positive",
     "log_rising",
@@ -81,6 +84,18 @@ def safe_exp(x: Array, limit: float | None = None) -> Array:
 
 
 @jax.custom_jvp
+def expm1(x: Array) -> Array:
+    """exp(x) - 1, with the derivative exp(x), not this plus 1, which is lossy."""
+    return jnp.expm1(x)
+
+
+@expm1.defjvp
+def _expm1_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return expm1(x), jnp.exp(x) * dx
+
+
+@jax.custom_jvp
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), with derivatives exact in both tails."""
     return jax.lax.logistic(x)
@@ -119,25 +134,29 @@ def log_add_exp(a: Array, b: Array) -> Array:
 
 
 def log_positive(x: Array) -> Array:
-    """log(x), continued below a tiny x by its parabola there.
+    """log(x), continued below a tiny x by log(tiny) - log(2 - x / tiny).
 
     A mean that has to be positive may come from a linear predictor that is not: then
-    this is a steep wall, finite with its derivatives, which a line search turns from.
+    this is a steep step, finite with its derivatives, from which a line search turns.
     """
-    tiny = 1e-100 if _is_double(x) else 1e-12
+    tiny = _tiny(x)
     below = x < tiny
-    d = jnp.where(below, x / tiny - 1.0, 0.0)
-    return jnp.log(jnp.where(below, tiny, x)) + d - 0.5 * d**2
+    step = jnp.log(jnp.where(below, 2.0 * tiny - x, tiny)) - math.log(tiny)
+    return jnp.log(jnp.where(below, tiny, x)) - step
+
+
+def _tiny(x: Array) -> float:
+    return 1e-70 if _is_double(x) else 1e-8
 
 
 def log1mexp(x: Array) -> Array:
-    """log(1 - exp(-x)) for x > 0, with the wall of ``log_positive`` below."""
-    tiny = 1e-100 if _is_double(x) else 1e-12
+    """log(1 - exp(-x)) for x > 0, with the step of ``log_positive`` below."""
+    tiny = _tiny(x)
     small = x < 0.7
     low = jnp.where(small, x, 0.5)
     below = low < tiny
-    d = jnp.where(below, low / tiny - 1.0, 0.0)
-    near = jnp.log(-jnp.expm1(-jnp.where(below, tiny, low))) + d - 0.5 * d**2
+    step = jnp.log(jnp.where(below, 2.0 * tiny - low, tiny)) - math.log(tiny)
+    near = jnp.log(-expm1(-jnp.where(below, tiny, low))) - step
     far = jnp.log1p(-jnp.exp(-jnp.where(small, 1.0, x)))
     return jnp.where(small, near, far)
 
@@ -149,22 +168,25 @@ def log1mexp_exp(x: Array) -> Array:
     u = jnp.exp(jnp.where(tail, x, -6.0))  # log((1 - exp(-u)) / u), A&S 4.5.65
     u2 = u**2
     series = -u / 2 + u2 * (1 / 24 + u2 * (-1 / 2880 + u2 / 181440))
-    middle = jnp.log(-jnp.expm1(-jnp.exp(jnp.where(tail | far, 0.0, x))))
-    above = jnp.log1p(-jnp.exp(-safe_exp(jnp.where(far, x, 1.0))))
+    middle = jnp.log(-expm1(-jnp.exp(jnp.where(tail | far, 0.0, x))))
+    end = x > 7.0  # where exp(-exp(x)) is zero
+    above = jnp.log1p(-jnp.exp(-jnp.exp(jnp.where(far & ~end, x, 1.0))))
+    above = jnp.where(end, 0.0, above)
     return jnp.where(tail, x + series, jnp.where(far, above, middle))
 
 
 def log_ndtr(x: Array) -> Array:
     """Log of the standard normal distribution function.
 
-    Beyond -10 the asymptotic series of the tail, 26.2.12 of Abramowitz and Stegun,
-    whose derivatives are Mills' ratio and so on without cancellation.
+    Beyond -10 (float32: -5.5) the asymptotic series of the tail, 26.2.12 of Abramowitz
+    and Stegun, whose derivatives are Mills' ratio and so on without cancellation.
     """
-    low, high = x < -10.0, x > 0.0
-    tail = jnp.where(low, x, -10.0)
+    start, terms = (-10.0, 16) if _is_double(x) else (-5.5, 15)
+    low, high = x < start, x > 0.0
+    tail = jnp.where(low, x, start)
     v = 1.0 / tail**2
     series = jnp.ones_like(v)
-    for k in range(16, 0, -1):
+    for k in range(terms, 0, -1):
         series = 1.0 - (2 * k - 1) * v * series
     asymptotic = -0.5 * tail**2 - 0.5 * LOG_2PI - jnp.log(-tail) + jnp.log(series)
     root = math.sqrt(0.5)
@@ -227,7 +249,7 @@ def exp_excess(t: Array, log_c: Array) -> Array:
     near = jnp.abs(t) < 1.0
     t_near, t_far = jnp.where(near, t, 0.0), jnp.where(near, 2.0, t)
     c = safe_exp(log_c)
-    close = c * (jnp.expm1(t_near) - t_near)
+    close = c * (expm1(t_near) - t_near)
     return jnp.where(near, close, safe_exp(t_far + log_c) - c * (1.0 + t_far))
 
 
@@ -237,20 +259,47 @@ def poisson_half_deviance(y: Array, log_mu: Array) -> Array:
     return jnp.where(y > 0, exp_excess(log_mu - log_y, log_y), safe_exp(log_mu))
 
 
+@jax.custom_jvp
+def log_harmonic(a: Array, b: Array) -> Array:
+    """Log of exp(a) exp(b) / (exp(a) + exp(b)), with exact derivatives."""
+    return jnp.where(a < b, a - softplus(a - b), b - softplus(b - a))
+
+
+@log_harmonic.defjvp
+def _log_harmonic_jvp(primals, tangents):
+    (a, b), (da, db) = primals, tangents
+    return log_harmonic(a, b), sigmoid(b - a) * da + sigmoid(a - b) * db
+
+
 def _nbinom_parts(y, log_mu, log_theta):
-    """Parts t = log(y / mu), r = (y - mu) / (mu + theta), and an exact log(1 + r)."""
+    """Parts of K that are small where y is near mu, without cancellation.
+
+    t = log(y / mu), r = (y - mu) / (mu + theta), a = log(1 + r), theta a, and
+    t - a = log(1 + (y - mu) theta / (mu (y + theta))). For t beyond +-1 sums of logs
+    do; r is then only right where it is small.
+    """
     log_y = log_count(y)
     t = log_y - log_mu
-    soft = softplus(log_mu - log_theta)
     above = t > 0
     t_pos, t_neg = jnp.where(above, t, 0.0), jnp.where(above, 0.0, t)
-    share = jnp.exp(jnp.where(above, log_y - log_theta - soft, 0.0))
-    r_pos = -jnp.expm1(-t_pos) * share
-    r = jnp.where(above, r_pos, sigmoid(log_mu - log_theta) * jnp.expm1(t_neg))
+    log_share = log_y - log_theta - softplus(log_mu - log_theta)
+    share = jnp.exp(jnp.where(above & (log_share < 2.0), log_share, 2.0))
+    below = sigmoid(log_mu - log_theta) * expm1(t_neg)
+    r = jnp.where(above, -expm1(-t_pos) * share, below)
     near = jnp.abs(t) < 1.0
-    log_far = softplus(log_y - log_theta) - soft
-    log_ratio = jnp.where(near, jnp.log1p(jnp.where(near, r, 0.0)), log_far)
-    return t, r, log_ratio
+    t_near, theta = jnp.where(near, t, 0.0), safe_exp(log_theta)
+    theta_a = jnp.where(
+        near,
+        theta * jnp.log1p(jnp.where(near, r, 0.0)),
+        safe_exp(log_theta + log_softplus(log_y - log_theta))
+        - safe_exp(log_theta + log_softplus(log_mu - log_theta)),
+    )
+    rest = jnp.where(
+        near,
+        jnp.log1p(expm1(t_near) * sigmoid(log_theta - log_y)),
+        softplus(log_theta - log_mu) - softplus(log_theta - log_y),
+    )
+    return t, r, theta_a, rest
 
 
 @jax.custom_jvp
@@ -261,24 +310,30 @@ def nbinom_half_deviance(y: Array, log_mu: Array, log_theta: Array) -> Array:
     dK/dlog mu = (mu - y) theta / (mu + theta) and, with r = (y - mu) / (mu + theta),
     dK/dlog theta = theta (r - log(1 + r)).
     """
-    t, _, log_ratio = _nbinom_parts(y, log_mu, log_theta)
-    return y * t - (y + safe_exp(log_theta)) * log_ratio
+    _, _, theta_a, rest = _nbinom_parts(y, log_mu, log_theta)
+    return y * rest - theta_a
 
 
 @nbinom_half_deviance.defjvp
 def _nbinom_half_deviance_jvp(primals, tangents):
     y, log_mu, log_theta = primals
-    t, r, log_ratio = _nbinom_parts(y, log_mu, log_theta)
+    t, r, theta_a, rest = _nbinom_parts(y, log_mu, log_theta)
     above = t > 0
     t_pos, t_neg = jnp.where(above, t, 0.0), jnp.where(above, 0.0, t)
-    joint = safe_exp(log_mu - softplus(log_mu - log_theta))  # mu theta / (mu + theta)
     by_mu = jnp.where(
         above,
-        y * jnp.expm1(-t_pos) * sigmoid(log_theta - log_mu),
-        -jnp.expm1(t_neg) * joint,
+        y * expm1(-t_pos) * sigmoid(log_theta - log_mu),
+        -expm1(t_neg) * safe_exp(log_harmonic(log_mu, log_theta)),
     )
-    by_theta = safe_exp(log_theta) * (r - log_ratio)
-    by_y = jnp.where(y > 0, t - log_ratio, 0.0)
+    small = jnp.abs(r) < 0.02
+    r_small = jnp.where(small, r, 0.0)
+    series = jnp.zeros_like(r)  # (r - log(1 + r)) / r^2
+    for k in range(12, 1, -1):
+        series = 1.0 / k - r_small * series
+    theta = safe_exp(jnp.where(small, log_theta, 0.0))
+    excess = theta * r_small * r_small * series
+    by_theta = jnp.where(small, excess, -by_mu - theta_a)
+    by_y = jnp.where(y > 0, rest, 0.0)
     dy, dmu, dtheta = tangents
     out = nbinom_half_deviance(y, log_mu, log_theta)
     return out, by_y * dy + by_mu * dmu + by_theta * dtheta
