@@ -32,6 +32,8 @@ class Control:
         canonical.
     learning_rate : float, optional
         For an optax optimizer given by name; L-BFGS finds its own when left out.
+    working_model : {"REML", "ML"}
+        How ``method="PQL"`` estimates the covariance parameters of its working model.
 
     Raises
     ------
@@ -44,6 +46,7 @@ class Control:
     tol: float | None = None
     learning_rate: float | None = None
     information: str = "observed"
+    working_model: str = "REML"
 
     def __post_init__(self):
         for name, kind in (("max_iter", int), ("tol", float), ("learning_rate", float)):
@@ -55,11 +58,16 @@ class Control:
                 what = "a positive integer" if kind is int else "a positive number"
                 raise ValueError(f"Control: {name} must be {what}; found {value!r}")
             object.__setattr__(self, name, number)
-        if self.information not in ("observed", "expected"):
-            raise ValueError(
-                "Control: information must be 'observed' or 'expected'; found "
-                f"{self.information!r}"
-            )
+        choices = {
+            "information": ("observed", "expected"),
+            "working_model": ("REML", "ML"),
+        }
+        for name, (a, b) in choices.items():
+            if getattr(self, name) not in (a, b):
+                found = getattr(self, name)
+                raise ValueError(
+                    f"Control: {name} must be {a!r} or {b!r}; found {found!r}"
+                )
         named = isinstance(self.optimizer, str) and self.optimizer != "newton"
         if self.learning_rate is not None and not named:
             raise ValueError(

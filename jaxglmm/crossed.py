@@ -60,7 +60,7 @@ def applies(cp: CrossProducts, layout: Layout) -> bool:
 
 
 def crossed_value_grad_hess(
-    cp: CrossProducts, layout: Layout, reml: Array
+    cp: CrossProducts, layout: Layout, reml: Array, sigma2: Array | None = None
 ) -> Callable[[Array, Order], tuple[Array, Array, Array]]:
     """Function (theta (m,), order) -> value (), gradient (m,), Hessian (m, m)."""
     leaf_theta, tail_theta = _theta_positions(layout)
@@ -81,7 +81,11 @@ def crossed_value_grad_hess(
         C = cp.gram[:q, :q] - outer_pairs(tail, N, q)
         A = lam[:, None] * C * lam[None, :]
         W, logdet = spd_inverse(A + jnp.eye(q, dtype=A.dtype))
-        model = _local_model(theta, W, logdet, leaf, cp, layout, reml, tail_theta, kind)
+        near = _local_model(theta, W, logdet, leaf, cp, layout, tail_theta, kind)
+
+        def model(theta):
+            return criterion(*near(theta), cp, reml, sigma2).objective
+
         value_and_grad = jax.value_and_grad(model)
         (value, grad), along = jax.linearize(value_and_grad, theta)
         _, hess = jax.vmap(along)(jnp.eye(theta.shape[0], dtype=theta.dtype))
@@ -105,8 +109,8 @@ def _theta_positions(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
 # ---- the cheap function: equation (2) ----------------------------------------------
 
 
-def _local_model(theta0, W, logdet, leaf, cp, layout, reml, tail_theta, kind):
-    """The criterion near theta0, without K: exact but for that part."""
+def _local_model(theta0, W, logdet, leaf, cp, layout, tail_theta, kind):
+    """T and log|V| near theta0, without K: exact but for that part."""
     tail = cp.tail[0]
     q = W.shape[0]
     C0, Cx0, G0 = cp.gram[:q, :q], cp.gram[:q, q:], cp.gram[q:, q:]
@@ -141,7 +145,7 @@ def _local_model(theta0, W, logdet, leaf, cp, layout, reml, tail_theta, kind):
         HY = H.T @ Y1
         T = G0 - corner - (HY + HY.T - Y1.T @ system(lam, N, Y1))
         change = trace - jax.lax.stop_gradient(trace0)
-        return criterion(T, logdet_leaf + logdet + change, cp, reml).objective
+        return T, logdet_leaf + logdet + change
 
     return model
 

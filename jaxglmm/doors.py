@@ -15,17 +15,19 @@ from jaxglmm.control import Control
 from jaxglmm.designs import Design
 from jaxglmm.encoding import model_frame
 from jaxglmm.errors import ConvergenceError, ConvergenceWarning
-from jaxglmm.families import Family, family_by_name
-from jaxglmm.fitting import check_method, check_n_quad, reml_flag
+from jaxglmm.families import Family, family_by_name, is_linear
+from jaxglmm.fitting import check_how, check_method, reml_flag
 from jaxglmm.hostfit import (
     check_gaussian,
     compose,
     fit_host,
     fit_host_generalized,
+    fit_host_pql,
     for_response,
     to_design,
 )
 from jaxglmm.model import GLMM
+from jaxglmm.pql import check_pql
 
 __all__ = ["design", "glmm"]
 
@@ -99,10 +101,12 @@ def glmm(
         or an instance such as ``jg.NegativeBinomial(kind=1)``.
     link : str, optional
         Another link than the family's own.
-    method : {"REML", "ML", "Laplace", "AGQ"}, optional
-        REML by default for Gaussian models with identity link, else Laplace; ML is
-        Laplace's other name there. AGQ, adaptive Gauss-Hermite quadrature, is for one
-        grouping factor with up to four effects.
+    method : {"REML", "ML", "Laplace", "AGQ", "PQL"}, optional
+        REML by default for Gaussian models with identity link, else Laplace. With
+        other families REML integrates the fixed effects out by the same Laplace step.
+        PQL, penalized quasi-likelihood, is there for comparison: it has no likelihood.
+        AGQ, adaptive Gauss-Hermite quadrature, is for one grouping factor with up to
+        four effects.
     n_quad : int, optional
         Quadrature nodes per effect, 9 by default.
     weights : str or array (n,), optional
@@ -164,13 +168,18 @@ def glmm(
     frame, fam = for_response(frame, fam)
     used = check_method(fam, method)
     arrays = to_design(frame)
-    if used in ("REML", "ML"):
+    if is_linear(fam) and used in ("REML", "ML"):
         check_gaussian(frame)
         fitted = fit_host(arrays, reml_flag(used), start, control)
     else:
         fam.check(arrays.y, arrays.weights)
-        nodes = check_n_quad(used, n_quad, arrays)
-        fitted = fit_host_generalized(arrays, fam, start, control, nodes)
+        if used == "PQL":
+            check_pql(fam)
+        how = check_how(used, n_quad, arrays)
+        if used == "PQL":
+            fitted = fit_host_pql(arrays, fam, start, control)
+        else:
+            fitted = fit_host_generalized(arrays, fam, start, control, how)
     model = GLMM(
         fit=fitted, design=arrays, frame=frame, family=fam, method=used,
         formula=formula,

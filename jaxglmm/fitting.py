@@ -21,9 +21,10 @@ from jaxglmm.crossproducts import cross_products
 from jaxglmm.designs import Design, check_design
 from jaxglmm.errors import DesignError, NoticeWarning
 from jaxglmm.families import Family, family_by_name, is_linear
-from jaxglmm.generalized import first_guess, fit_rows, log_lik_rows
+from jaxglmm.generalized import How, first_guess, fit_rows, log_lik_rows
 from jaxglmm.linear import estimate, start_theta, to_user_units
 from jaxglmm.lmm import log_likelihood
+from jaxglmm.pql import check_pql, fit_pql
 from jaxglmm.quadrature import check_quadrature
 from jaxglmm.results import Fit, Params, check_params
 from jaxglmm.typing import Array
@@ -48,9 +49,10 @@ def fit(
         See :func:`jaxglmm.design` and :class:`jaxglmm.Design`. Results have its dtype.
     family : str or Family, optional
         Gaussian by default.
-    method : {"REML", "ML", "Laplace", "AGQ"}, optional
+    method : {"REML", "ML", "Laplace", "AGQ", "PQL"}, optional
         REML by default for Gaussian models with identity link, Laplace for all others.
-        AGQ is adaptive Gauss-Hermite quadrature, for one grouping factor with up to
+        With other families REML integrates beta out by the same Laplace step. PQL,
+        penalized quasi-likelihood, has no likelihood and no derivatives. AGQ is adaptive Gauss-Hermite quadrature, for one grouping factor with up to
         four effects.
     n_quad : int, optional
         Quadrature nodes per effect for ``method="AGQ"``, 9 by default; one is Laplace.
@@ -86,16 +88,19 @@ def fit(
     method = check_method(family, method)
     design = as_float(design)
     check_predictors(family, design)
-    n_quad = check_n_quad(method, n_quad, design)
+    how = check_how(method, n_quad, design)
     control = control or Control()
-    if method in ("REML", "ML"):
+    if is_linear(family) and method in ("REML", "ML"):
         return _fit_linear(design, reml_flag(method), start, control)
     if start is not None and jnp.shape(start) != (design.n_theta,):
         raise ValueError(
             f"start must have shape ({design.n_theta},); found {jnp.shape(start)}"
         )
+    if method == "PQL":
+        check_pql(family)
+        return _fit_pql(design, family, start, control)
     guess = first_guess(family, design.y, design.weights)
-    return _fit_generalized(design, family, start, control, n_quad, guess)
+    return _fit_generalized(design, family, start, control, how, guess)
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -107,14 +112,20 @@ def _fit_linear(design: Design, reml, start, control: Control) -> Fit:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 3, 4))
-def _fit_generalized(design: Design, family, start, control, n_quad, guess) -> Fit:
-    return fit_rows(design, family, start, control, n_quad, guess)
+def _fit_generalized(design: Design, family, start, control, how, guess) -> Fit:
+    return fit_rows(design, family, start, control, how, guess)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 3))
+def _fit_pql(design: Design, family, start, control) -> Fit:
+    return fit_pql(design, family, start, control)
 
 
 def check_method(family: Family, method: str | None) -> str:
-    """The method to use; REML or ML for linear models, Laplace for any."""
+    """The method to use; ML is for linear models, which have no Laplace error."""
     linear = is_linear(family)
-    known = ("REML", "ML", "Laplace", "AGQ") if linear else ("Laplace", "AGQ")
+    known = ("Laplace", "REML", "AGQ", "PQL")
+    known = ("REML", "ML", "Laplace", "AGQ") if linear else known
     name = known[0] if method is None else method
     if name not in known:
         kind = "a Gaussian model" if linear else f"the family {family.name!r}"
@@ -125,15 +136,15 @@ def check_method(family: Family, method: str | None) -> str:
     return name
 
 
-def check_n_quad(method: str, n_quad: int | None, design: Design) -> int:
-    """Nodes to use; 1 unless the method is AGQ."""
+def check_how(method: str, n_quad: int | None, design: Design) -> How:
+    """Nodes to use, 1 unless the method is AGQ, and whether beta is integrated out."""
     if method != "AGQ":
         if n_quad not in (None, 1):
             raise ValueError(f"n_quad={n_quad} needs method='AGQ'; found {method!r}")
-        return 1
+        return How(1, method == "REML" and design.X.shape[1] > 0)
     n_quad = 9 if n_quad is None else n_quad
     check_quadrature(design.layout, n_quad)
-    return n_quad
+    return How(n_quad)
 
 
 def check_predictors(family: Family, design: Design) -> None:
@@ -234,20 +245,24 @@ def loglik(
     """
     family = family_by_name(family)
     method = check_method(family, method)
+    if method == "PQL":
+        raise ValueError(
+            "method='PQL' has no likelihood; use method='Laplace' to evaluate one"
+        )
     design = as_float(design)
     check_predictors(family, design)
-    linear = method in ("REML", "ML")
+    linear = is_linear(family) and method in ("REML", "ML")
     check_params(params, design, 0 if linear else family.n_own)
     if linear:
         return _loglik_linear(params, design, reml_flag(method))
-    n_quad = check_n_quad(method, n_quad, design)
+    how = check_how(method, n_quad, design)
     control = control or Control()
-    return _loglik_generalized(params, design, family, control, n_quad)
+    return _loglik_generalized(params, design, family, control, how)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _loglik_generalized(params, design, family, control, n_quad) -> Array:
-    return log_lik_rows(params, design, family, control, n_quad)
+def _loglik_generalized(params, design, family, control, how) -> Array:
+    return log_lik_rows(params, design, family, control, how)
 
 
 @jax.jit

@@ -44,6 +44,7 @@ from jaxglmm.modes import (
     effects,
     gather,
     linear_predictors,
+    row_scores,
     row_terms,
 )
 from jaxglmm.optimize import Minimum
@@ -77,6 +78,13 @@ class Scales:
     T_inv: tuple[Array, ...]
     maps: Maps
     aliased: Array
+
+
+class How(NamedTuple):
+    """Nodes per effect, 1 for Laplace; whether the first beta is integrated out."""
+
+    n_quad: int = 1
+    reml: bool = False
 
 
 class GeneralizedRaw(NamedTuple):
@@ -157,9 +165,9 @@ def inner_rows(design: Design) -> tuple[RowData, Scales]:
     return _row_data(design, y, w, whitened, z, scales.aliased), scales
 
 
-def _model(design: Design, family, control: Control, n_quad: int) -> GeneralizedModel:
+def _model(design: Design, family, control: Control, how: How) -> GeneralizedModel:
     expected = control.information == "expected"
-    return GeneralizedModel(design.layout, family, expected, n_quad)
+    return GeneralizedModel(design.layout, family, expected, how.n_quad, how.reml)
 
 
 def first_guess(family: Family, y: Array, w: Array | None) -> tuple[Array, Array]:
@@ -170,14 +178,14 @@ def first_guess(family: Family, y: Array, w: Array | None) -> tuple[Array, Array
     return family.psi_start(y, w), family.extra_start(y, w)
 
 
-def first_x(
+def first_point(
     model: GeneralizedModel,
     data: RowData,
     scales: Scales,
     start: Array | None,
     guess: tuple[Array, Array],
-) -> Array:
-    """Starting x: least squares on the family's first guess, unit variances."""
+) -> Point:
+    """Starting parameters: least squares on the family's first guess, unit variances."""
     dtype = data.y.dtype
     psi, extra = (jnp.asarray(g, dtype) for g in guess)
     family = model.family
@@ -193,7 +201,7 @@ def first_x(
         theta = jnp.asarray(default_start(model.layout), data.y.dtype)
     else:
         theta = scales.maps.theta @ jnp.asarray(start, data.y.dtype)
-    return model.join(Point(tuple(beta), theta, psi))
+    return Point(tuple(beta), theta, psi)
 
 
 # ---- the fit -----------------------------------------------------------------------
@@ -204,7 +212,7 @@ def fit_rows(
     family: Family,
     start: Array | None,
     control: Control,
-    n_quad: int,
+    how: How,
     guess: tuple[Array, Array],
     spare: Array | int = 0,
 ) -> Fit:
@@ -213,40 +221,67 @@ def fit_rows(
     ``guess`` is that of :func:`first_guess`; ``spare`` counts columns of any X that are
     there for padding alone.
     """
-    model = _model(design, family, control, n_quad)
+    model = _model(design, family, control, how)
     data, scales = inner_rows(design)
-    x0 = first_x(model, data, scales, start, guess)
-    return to_user_units(estimate_rows(model, control, data, x0), scales, spare)
+    point = first_point(model, data, scales, start, guess)
+    raw = estimate_rows(model, control, data, point)
+    return to_user_units(raw, scales, spare, how.reml)
 
 
 def estimate_rows(
-    model: GeneralizedModel, control: Control, data: RowData, x0: Array
+    model: GeneralizedModel, control: Control, data: RowData, first: Point
 ) -> GeneralizedRaw:
     """Fit from rows in inner units; the one program behind both doors."""
     layout = model.layout
-    minimum = solve(model, control, data, x0)
-    objective, u = model.evaluate(minimum.x, minimum.frame, data)
-    at = model.split(minimum.x, data)
-    b = effects(u, block_factors(at.theta, layout, minimum.frame.order))
+    frame0 = model.first_frame(data, first.beta[0])
+    if model.reml:
+        first = first._replace(beta=(first.beta[0][:0], *first.beta[1:]))
+    minimum = solve(model, control, data, model.join(first), frame0)
+    mode = model.mode(minimum.x, minimum.frame, data)
+    at = model.at(minimum.x, mode, data)
+    b = effects(mode.u, block_factors(at.theta, layout, minimum.frame.order))
     theta = canonical(at.theta, minimum.frame.order, layout)
     factors = block_factors(theta, layout)
     # in the user's order of effects the mode is u = Lambda' Z's
     eta = linear_predictors(at.beta, b, data, layout)
-    moved = gather(row_terms(eta, at.psi, data, model.family).score, data, layout)
+    moved = gather(row_scores(eta, at.psi, data, model.family), data, layout)
     u = tuple(m @ Lam for m, Lam in zip(moved, factors))
-    minimum = lax.stop_gradient(minimum)
+    objective, minimum = minimum.value, lax.stop_gradient(minimum)
     J = _jacobian(model, minimum, theta, data)
-    aliased = jnp.zeros(J.shape[0], J.dtype).at[: data.unused.shape[0]].set(data.unused)
+    out = data.X[0].shape[1] if model.reml else 0  # columns that are no part of x
+    aliased = jnp.zeros(J.shape[0], J.dtype)
+    aliased = aliased.at[: data.unused.shape[0] - out].set(data.unused[out:])
     flat = jnp.maximum(minimum.flat, jnp.diag(aliased))
     cov = 2.0 * projected_inverse(minimum.hess, flat)
     J_inv = projected_inverse(J.T @ J, jnp.zeros_like(J)) @ J.T
+    cov_user = J_inv @ cov @ J_inv.T
+    if model.reml:
+        cov_user = _with_integrated(model, minimum, cov, J_inv, cov_user, data)
     singular = is_singular(factors)
     return GeneralizedRaw(
         Point(at.beta, theta, at.psi), objective, minimum.grad @ J,
-        J.T @ minimum.hess @ J, J_inv @ cov @ J_inv.T, split_terms(u, layout),
+        J.T @ minimum.hess @ J, cov_user, split_terms(u, layout),
         split_terms(b, layout), _status(minimum, singular), singular,
         minimum.decrement, minimum.min_eigenvalue, minimum.n_iter,
     )  # fmt: skip
+
+
+def _with_integrated(
+    model: GeneralizedModel, minimum: Minimum, cov, J_inv, cov_user, data: RowData
+) -> Array:
+    """Covariance of (beta, x) where beta was integrated out with the effects.
+
+    beta given x has variance T^-1 and follows x with slope D:
+    Var beta = T^-1 + D Var(x) D', as random effects are treated elsewhere.
+    """
+    x, frame = minimum.x, minimum.frame
+    at, _ = model._curvature(x, frame.inner, frame, data)
+    D = jax.jacfwd(lambda x: model.mode(x, frame, data).beta)(x)
+    used = 1.0 - data.unused[: D.shape[0]]
+    own = at.T_inv * used[:, None] * used[None] + D @ cov @ D.T
+    cross = D @ cov @ J_inv.T
+    top = jnp.concatenate([own, cross], axis=1)
+    return jnp.concatenate([top, jnp.concatenate([cross.T, cov_user], axis=1)])
 
 
 def _jacobian(
@@ -257,7 +292,7 @@ def _jacobian(
     inner = jacobian_in_theta(
         lax.stop_gradient(theta), at.theta, minimum.frame.order, model.layout
     )
-    first = data.unused.shape[0]
+    first = sum(c.shape[0] for c in model.split(minimum.x, data).beta)
     rows = slice(first, first + n_theta(model.layout))
     return jnp.eye(minimum.x.shape[0], dtype=inner.dtype).at[rows, rows].set(inner)
 
@@ -269,15 +304,22 @@ def _status(minimum: Minimum, singular: Array) -> Array:
     return jnp.where(lost, int(Status.NO_MODE), status).astype(jnp.int32)
 
 
-def to_user_units(raw: GeneralizedRaw, scales: Scales, spare: Array | int) -> Fit:
+def to_user_units(
+    raw: GeneralizedRaw, scales: Scales, spare: Array | int, reml: bool
+) -> Fit:
     """Undo the inner units."""
     at = raw.point
     beta = tuple(T @ c for T, c in zip(scales.T, at.beta))
-    size = raw.grad.shape[0]
-    J = _in_blocks(scales.T_inv, scales.maps.theta, size)
-    J_inv = _in_blocks(scales.T, scales.maps.theta_back, size)
+    in_x = slice(1, None) if reml else slice(None)
+    J = _in_blocks(scales.T_inv[in_x], scales.maps.theta, raw.grad.shape[0])
+    J_inv = _in_blocks(scales.T, scales.maps.theta_back, raw.cov.shape[0])
     cov = J_inv @ raw.cov @ J_inv.T
     p = beta[0].shape[0]
+    objective = raw.objective
+    if reml:  # the volume of beta
+        size = jnp.abs(jnp.diagonal(scales.T[0]))
+        size = jnp.where(scales.aliased[:p] > 0, 1.0, size)
+        objective = objective - 2.0 * jnp.sum(jnp.log(size))
     ok = (raw.status == int(Status.CONVERGED)) | (raw.status == int(Status.BOUNDARY))
     aliased = (
         scales.aliased.sum() > jnp.asarray(spare, dtype=scales.aliased.dtype)
@@ -290,8 +332,8 @@ def to_user_units(raw: GeneralizedRaw, scales: Scales, spare: Array | int) -> Fi
         ),
         u=raw.u,
         b=tuple(v @ T.T for v, T in zip(raw.b, scales.maps.z)),
-        loglik=-0.5 * raw.objective,
-        objective=raw.objective,
+        loglik=-0.5 * objective,
+        objective=objective,
         grad=raw.grad @ J,
         hess=J.T @ raw.hess @ J,
         vcov_beta=cov[:p, :p],
@@ -315,17 +357,21 @@ def _in_blocks(parts: tuple[Array, ...], theta: Array, size: int) -> Array:
 
 
 def log_lik_rows(
-    params: Params, design: Design, family: Family, control: Control, n_quad: int
+    params: Params, design: Design, family: Family, control: Control, how: How
 ) -> Array:
     """Log L at any parameters in the user's units."""
     data = user_rows(design)
-    model = _model(design, family, control, n_quad)
+    model = _model(design, family, control, how)
     dtype = data.y.dtype
     beta = tuple(jnp.asarray(c, dtype) for c in (params.beta, *params.others))
     psi = jnp.zeros(0, dtype) if params.psi is None else jnp.asarray(params.psi, dtype)
+    first = beta[0]
+    if how.reml:
+        beta = (first[:0], *beta[1:])
     x = model.join(Point(beta, jnp.asarray(params.theta, dtype) * params.sigma, psi))
     fixed = constant(data)
-    frame = model.with_modes(lax.stop_gradient(x), model.first_frame(fixed), fixed)
+    frame = model.first_frame(fixed, lax.stop_gradient(first))
+    frame = model.with_modes(lax.stop_gradient(x), frame, fixed)
     return -0.5 * model.objective(x, frame, data)
 
 

@@ -30,9 +30,10 @@ from jaxglmm.families import (
     ZeroInflated,
     known_family,
 )
-from jaxglmm.generalized import first_guess, fit_rows, mode_covariances
+from jaxglmm.generalized import How, first_guess, fit_rows, mode_covariances
 from jaxglmm.linear import Raw, estimate, to_user_units
 from jaxglmm.plan import Layout
+from jaxglmm.pql import fit_pql
 from jaxglmm.results import Fit
 from jaxglmm.starts import moment_start
 
@@ -43,6 +44,7 @@ __all__ = [
     "effect_covariances",
     "fit_host",
     "fit_host_generalized",
+    "fit_host_pql",
     "for_response",
     "generalized_covariances",
     "term_factors",
@@ -162,7 +164,7 @@ def _check_residuals(arrays: Design, size: float) -> None:
 
 
 def fit_host_generalized(
-    arrays: Design, family: Family, start: Any, control: Control, n_quad: int
+    arrays: Design, family: Family, start: Any, control: Control, how: How
 ) -> Fit:
     """Fit NumPy arrays by Laplace or quadrature; ``start`` is theta or None."""
     theta0 = None if start is None else _given_start(start, arrays.n_theta)
@@ -172,12 +174,26 @@ def fit_host_generalized(
     spare = sum(_widths(padded)) - sum(_widths(arrays))
     guess = first_guess(family, arrays.y, arrays.weights)
     args = padded, theta0, guess, np.int64(spare)
-    fit = run(_fit_rows, (family, control, n_quad), *args, keep=keep)
+    fit = run(_fit_rows, (family, control, how), *args, keep=keep)
     return _unpad_fit(fit, arrays, padded)
 
 
-def _fit_rows(family, control, n_quad, design, start, guess, spare):
-    return fit_rows(design, family, start, control, n_quad, guess, spare)
+def fit_host_pql(arrays: Design, family: Family, start: Any, control: Control) -> Fit:
+    """Fit NumPy arrays by PQL; ``start`` is theta or None."""
+    theta0 = None if start is None else _given_start(start, arrays.n_theta)
+    padded = pad_design(arrays)
+    keep = isinstance(control.optimizer, str) and built_in(padded.layout)
+    keep = keep and known_family(family)
+    fit = run(_fit_pql, (family, control), padded, theta0, keep=keep)
+    return _unpad_fit(fit, arrays, padded)
+
+
+def _fit_pql(family, control, design, start):
+    return fit_pql(design, family, start, control)
+
+
+def _fit_rows(family, control, how, design, start, guess, spare):
+    return fit_rows(design, family, start, control, how, guess, spare)
 
 
 def _widths(design: Design) -> list[int]:
@@ -187,12 +203,13 @@ def _widths(design: Design) -> list[int]:
 def _unpad_fit(fit: Fit, arrays: Design, padded: Design) -> Fit:
     """The columns and levels that the data have."""
     real, wide = _widths(arrays), _widths(padded)
-    keep, start = [], 0
-    for a, b in zip(real, wide):
-        keep.append(start + np.arange(a))
-        start += b
-    keep.append(np.arange(start, len(fit.grad)))
-    at = np.concatenate(keep)
+    vcov = np.asarray(fit.vcov)
+    at = _kept(real, wide, len(vcov))
+    # with REML the first beta is no parameter of the objective, with PQL none is
+    at_x = np.arange(len(fit.grad))
+    for skip in (0, 1):
+        if len(fit.grad) == len(vcov) - sum(wide[:skip]):
+            at_x = _kept(real[skip:], wide[skip:], len(fit.grad))
     params = fit.params
     theta = np.where(np.abs(params.theta) < _ZERO, 0.0, params.theta)
     others = tuple(c[:p] for c, p in zip(params.others, real[1:]))
@@ -201,11 +218,20 @@ def _unpad_fit(fit: Fit, arrays: Design, padded: Design) -> Fit:
         params=params.replace(beta=params.beta[: real[0]], theta=theta, others=others),
         u=unpad_effects(fit.u, arrays.layout),
         b=unpad_effects(fit.b, arrays.layout),
-        grad=fit.grad[at],
-        hess=fit.hess[np.ix_(at, at)],
-        vcov=np.asarray(fit.vcov)[np.ix_(at, at)],
+        grad=fit.grad[at_x],
+        hess=fit.hess[np.ix_(at_x, at_x)],
+        vcov=vcov[np.ix_(at, at)],
         vcov_beta=fit.vcov_beta[: real[0], : real[0]],
     )
+
+
+def _kept(real: list[int], wide: list[int], size: int) -> np.ndarray:
+    """Positions of the columns that the data have, and of all that follows."""
+    keep, start = [], 0
+    for a, b in zip(real, wide):
+        keep.append(start + np.arange(a))
+        start += b
+    return np.concatenate([*keep, np.arange(start, size)]).astype(int)
 
 
 def _estimate(layout, control, cp, reml, theta0):

@@ -42,10 +42,6 @@ class Model(Protocol):
         """What to minimize, ()."""
         ...
 
-    def first_frame(self, data: Any) -> Any:
-        """The frame of a starting x."""
-        ...
-
     def reframe(self, x: Array, frame: Any, data: Any) -> tuple[Array, Any]:
         """The same point in coordinates that suit it better."""
         ...
@@ -56,8 +52,11 @@ class Model(Protocol):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def solve(model: Model, control: Control, data: Any, x0: Array) -> Minimum:
-    """Minimize the model's objective from x0; only ``x`` has derivatives."""
+def solve(model: Model, control: Control, data: Any, x0: Array, frame0: Any) -> Minimum:
+    """Minimize the model's objective from x0, whose meaning is ``frame0``.
+
+    Only ``x`` and ``value`` have derivatives.
+    """
 
     def objective(x, frame):
         return model.objective(x, frame, data)
@@ -66,28 +65,28 @@ def solve(model: Model, control: Control, data: Any, x0: Array) -> Minimum:
         return model.reframe(x, frame, data)
 
     fn, tol = model.derivatives(data)
-    return minimize(
-        objective, x0, control, fn, tol=tol, frame=model.first_frame(data),
-        reframe=reframe,
-    )  # fmt: skip
+    return minimize(objective, x0, control, fn, tol=tol, frame=frame0, reframe=reframe)
 
 
 @solve.defjvp
 def _solve_jvp(model, control, primals, tangents):
-    data, x0 = primals
-    d_data, _ = tangents
-    out = solve(model, control, data, x0)
+    data, x0, frame0 = primals
+    d_data, _, _ = tangents
+    out = solve(model, control, data, x0, frame0)
     x, frame = out.x, out.frame
 
     def gradient(data):
-        return jax.grad(model.objective)(x, frame, data)
+        value, grad = jax.value_and_grad(model.objective)(x, frame, data)
+        return grad, value
 
-    _, d_gradient = jax.jvp(gradient, (data,), (d_data,))
+    # at the optimum the value depends on x to second order only
+    _, (d_gradient, d_value) = jax.jvp(gradient, (data,), (d_data,))
     H = jax.hessian(model.objective)(x, frame, data)
     flat = lax.stop_gradient(out.flat)
     d_x = -(projected_inverse(H, flat) @ d_gradient)
-    # only x is differentiated: whatever else a fit returns is made from it anew
-    return out, jax.tree.map(_zero_tangent, out)._replace(x=d_x)
+    # whatever else a fit returns is made from x anew
+    changes = jax.tree.map(_zero_tangent, out)._replace(x=d_x, value=d_value)
+    return out, changes
 
 
 def projected_inverse(H: Array, flat: Array) -> Array:

@@ -1,20 +1,30 @@
 """The Laplace approximation of a generalized model's likelihood, and its derivatives.
 
-With the mode u of modes.py, which solves g(u) = 0 and has curvature M,
+With the mode v of modes.py, which solves g(v) = 0 and has curvature M,
 
-    -2 log L = -2 sum l_i(eta_i) + u'u + log|M|  =: F(x, u(x))                     (1)
+    -2 log L = -2 sum l_i(eta_i) + u'u + log|M|  =: F(x, v(x))                     (1)
 
 (with quadrature F has another term, see quadrature.py) for x = (beta, theta, psi) and
-any data. u(x) moves with x, and F is not stationary in u. Its derivatives of first and
-second order are those of
+any data. v is u, or with REML u and the first beta together; that beta is then no part
+of x, M is (3) of modes.py, and F has the constant -p log 2 pi.
 
-    F(x, u1(x)) - lambda' g(x, u1(x)),     u1 = u0 - M0^-1 g(x, u0),
-    lambda = M0^-1 dF/du at u0                                                     (2)
+v(x) moves with x, and F is not stationary in v. Its derivatives of first and second
+order are those of
 
-with u0, M0 and lambda constants: u1 follows the mode to first order, and what its
-second derivative would add, lambda' (g_xx + 2 g_xu u' + g_uu u'u'), the second term
-takes out. The value of (2) has the square of the error that is left in u0. So the
+    F(x, v1(x)) - lambda' g(x, v1(x)),     v1 = v0 - M0^-1 g(x, v0),
+    lambda = M0^-1 dF/dv at v0                                                     (2)
+
+with v0, M0 and lambda constants: v1 follows the mode to first order, and what its
+second derivative would add, lambda' (g_xx + 2 g_xv v' + g_vv v'v'), the second term
+takes out. The value of (2) has the square of the error that is left in v0. So the
 search for the mode is never differentiated, and (2) may be, twice, in anything.
+
+For the optimizer, which wants derivatives in x at the mode, (2) is written out: with
+P(x, v) = F - lambda' g, whose derivative in v is zero, and D = (I, dv/dx),
+
+    dv/dx = -M^-1 g_x,       gradient P_x,       Hessian D' P'' D                  (3)
+
+need one linearization of the gradient of F and one of that of lambda' g.
 
 References: Tierney and Kadane (1986), JASA 81, doi:10.2307/2287970; Kristensen et al.
 (2016), J. Stat. Softw. 70(5), doi:10.18637/jss.v070.i05.
@@ -31,17 +41,21 @@ from jax import lax
 
 from jaxglmm.coordinates import Order, block_factors, first_order, repivot
 from jaxglmm.covariance import structure
-from jaxglmm.elimination import Effects, eliminate
 from jaxglmm.families import Family
 from jaxglmm.modes import (
+    Curvature,
+    Inner,
     RowData,
     curvature,
+    curved,
     effects,
     find_modes,
     gradient,
+    inner_dot,
     linear_predictors,
+    row_scores,
     row_terms,
-    solve_spherical,
+    solve_inner,
 )
 from jaxglmm.plan import Layout
 from jaxglmm.quadrature import quadrature_correction
@@ -51,7 +65,10 @@ __all__ = ["Frame", "GeneralizedModel", "Point", "constant", "n_theta"]
 
 
 class Point(NamedTuple):
-    """x taken apart: beta (p_r,) of every predictor, theta (m,), psi (n_own,)."""
+    """x taken apart: beta (p_r,) of every predictor, theta (m,), psi (n_own,).
+
+    With REML the first beta is empty in x, and :meth:`GeneralizedModel.at` fills it in.
+    """
 
     beta: tuple[Array, ...]
     theta: Array
@@ -62,7 +79,7 @@ class Frame(NamedTuple):
     """What x means, the mode that belongs to it, and how much the mode lacks."""
 
     order: Order
-    u: Effects
+    inner: Inner
     left: Array
 
 
@@ -71,17 +88,20 @@ class GeneralizedModel:
     """Static part of a generalized model; see :class:`RowData` for its arrays.
 
     ``expected``: expected information in the determinant; ``n_quad``: quadrature nodes
-    per effect, 1 for Laplace.
+    per effect, 1 for Laplace; ``reml``: whether the first beta is integrated out.
     """
 
     layout: Layout
     family: Family
     expected: bool = False
     n_quad: int = 1
+    reml: bool = False
 
     def split(self, x: Array, data: RowData) -> Point:
         """Take x (beta, theta, psi) apart."""
         sizes = [X.shape[1] for X in data.X]
+        if self.reml:
+            sizes[0] = 0
         beta, start = [], 0
         for size in sizes:
             beta.append(x[start : start + size])
@@ -93,11 +113,19 @@ class GeneralizedModel:
         """X (beta, theta, psi)."""
         return jnp.concatenate([*point.beta, point.theta, point.psi])
 
-    def first_frame(self, data: RowData) -> Frame:
-        """Effects in the user's order, all at zero."""
+    def at(self, x: Array, inner: Inner, data: RowData) -> Point:
+        """All parameters, the first beta from wherever it is."""
+        point = self.split(x, data)
+        if not self.reml:
+            return point
+        return point._replace(beta=(inner.beta, *point.beta[1:]))
+
+    def first_frame(self, data: RowData, beta: Array) -> Frame:
+        """Effects in the user's order, all at zero; ``beta`` where REML has it."""
         dtype = data.y.dtype
         u = tuple(jnp.zeros((b.n_levels, b.k), dtype) for b in self.layout.blocks)
-        return Frame(first_order(self.layout, dtype), u, jnp.zeros((), dtype))
+        inner = Inner(u, beta if self.reml else jnp.zeros(0, dtype))
+        return Frame(first_order(self.layout, dtype), inner, jnp.zeros((), dtype))
 
     def reframe(self, x: Array, frame: Frame, data: RowData) -> tuple[Array, Frame]:
         """Larger pivots first, and the mode found."""
@@ -109,77 +137,135 @@ class GeneralizedModel:
         for new, old in zip(order, frame.order):
             if new is not None and old is not None:
                 moved = moved | jnp.any(new != old)
-        u = tuple(jnp.where(moved, 0.0, v) for v in frame.u)
+        u = tuple(jnp.where(moved, 0.0, v) for v in frame.inner.u)
+        inner = frame.inner._replace(u=u)
         x = self.join(point._replace(theta=theta))
-        return x, self.with_modes(x, Frame(order, u, frame.left), data)
+        return x, self.with_modes(x, Frame(order, inner, frame.left), data)
 
     def with_modes(self, x: Array, frame: Frame, data: RowData) -> Frame:
         """The frame with the mode that belongs to x, searched from its own."""
-        at = self.split(x, data)
-        factors = block_factors(at.theta, self.layout, frame.order)
-        u, left = find_modes(
-            at.beta, factors, at.psi, frame.u, data, self.layout, self.family
+        point = self.split(x, data)
+        factors = block_factors(point.theta, self.layout, frame.order)
+        inner, left = find_modes(
+            point.beta, factors, point.psi, frame.inner, data, self.layout, self.family
         )
-        return Frame(frame.order, u, left)
+        return Frame(frame.order, inner, left)
+
+    # ---- the pieces of (1) and (2) ---------------------------------------------------
+
+    def _parts(self, x: Array, inner: Inner, frame: Frame, data: RowData):
+        """Point, Lambda of every block, linear predictors (n, R)."""
+        point = self.at(x, inner, data)
+        factors = block_factors(point.theta, self.layout, frame.order)
+        b = effects(inner.u, factors)
+        return point, factors, linear_predictors(point.beta, b, data, self.layout)
+
+    def _gradient(self, x: Array, inner: Inner, frame: Frame, data: RowData) -> Inner:
+        """The gradient g of what the mode minimizes."""
+        point, factors, eta = self._parts(x, inner, frame, data)
+        score = row_scores(eta, point.psi, data, self.family)
+        return gradient(inner, score, factors, data, self.layout)
+
+    def _curvature(self, x, inner, frame, data) -> tuple[Curvature, tuple[Array, ...]]:
+        """M from the observed information, and the factors."""
+        point, factors, eta = self._parts(x, inner, frame, data)
+        W = row_terms(eta, point.psi, data, self.family).W
+        return curved(W, factors, data, self.layout, self.reml), factors
+
+    def _value(
+        self, x: Array, inner: Inner, frame: Frame, data: RowData
+    ) -> tuple[Array, Curvature]:
+        """F of (1), (), and the curvature in its determinant."""
+        point, factors, eta = self._parts(x, inner, frame, data)
+        terms = row_terms(eta, point.psi, data, self.family)
+        W = terms.W
+        if self.expected:
+            W = row_terms(eta, point.psi, data, self.family, expected=True).W
+        at = curved(W, factors, data, self.layout, self.reml)
+        square = sum(jnp.sum(v**2) for v in inner.u)
+        value = -2.0 * terms.value + square + at.logdet
+        if self.n_quad > 1:
+            own = curvature(W, data, self.layout).own[0]
+            value = value + quadrature_correction(
+                inner.u[0], factors[0], eta, point.psi, own, data, self.layout,
+                self.family, self.n_quad,
+            )  # fmt: skip
+        # columns that hold nothing have coefficients of zero
+        beta = jnp.concatenate(self.split(x, data).beta)
+        first = data.X[0].shape[1] if self.reml else 0
+        value = value + jnp.sum(data.unused[first:] * beta**2)
+        used = first - jnp.sum(data.unused[:first])
+        return value - used * jnp.log(2.0 * jnp.pi), at
+
+    # ---- derivatives -----------------------------------------------------------------
 
     def derivatives(self, data: RowData):
-        """None: the objective is differentiated."""
-        return None, None
+        """Value, gradient and Hessian in x by (3)."""
+        layout = self.layout
+
+        def fn(x, frame):
+            v0 = frame.inner
+
+            def first(x, v):
+                fn = jax.value_and_grad(self._value, (0, 1), has_aux=True)
+                value, slopes = fn(x, v, frame, data)
+                return slopes, value
+
+            linearized = jax.linearize(first, x, v0, has_aux=True)
+            (F_x, F_v), second, (value, at) = linearized
+            factors = block_factors(self.split(x, data).theta, layout, frame.order)
+            if self.expected:
+                at, _ = self._curvature(x, v0, frame, data)
+
+            def solve(v):
+                return solve_inner(v, at, factors, data, layout)
+
+            multiplier = solve(F_v)
+
+            def along(x, v):
+                return inner_dot(multiplier, self._gradient(x, v, frame, data))
+
+            (g_x, _), second_g = jax.linearize(jax.grad(along, (0, 1)), x, v0)
+            _, moved = jax.linearize(lambda x: self._gradient(x, v0, frame, data), x)
+
+            def column(e):
+                follow = jax.tree.map(jnp.negative, solve(moved(e)))
+                change = jax.tree.map(
+                    jnp.subtract, second(e, follow), second_g(e, follow)
+                )
+                return follow, *change
+
+            follow, by_x, by_v = jax.vmap(column)(jnp.eye(x.shape[0], dtype=x.dtype))
+            hess = by_x + _gram(follow, by_v)
+            return value, F_x - g_x, 0.5 * (hess + hess.T)
+
+        return fn, None
 
     def objective(self, x: Array, frame: Frame, data: RowData) -> Array:
         """-2 log L by (2); differentiable twice in x and data."""
-        return self.evaluate(x, frame, data)[0]
+        x0, data0, v0 = lax.stop_gradient(x), constant(data), constant(frame.inner)
+        at, factors = self._curvature(x0, v0, frame, data0)
+        slope, _ = jax.grad(self._value, 1, has_aux=True)(x0, v0, frame, data0)
+        multiplier = constant(solve_inner(slope, at, factors, data0, self.layout))
+        v1 = self.mode(x, frame, data)
+        left = inner_dot(multiplier, self._gradient(x, v1, frame, data))
+        return self._value(x, v1, frame, data)[0] - left
 
-    def evaluate(self, x: Array, frame: Frame, data: RowData) -> tuple[Array, Effects]:
-        """-2 log L by (2), and the mode u1, which may be differentiated once."""
-        layout = self.layout
-        u0, x0, data0 = constant(frame.u), lax.stop_gradient(x), constant(data)
+    def mode(self, x: Array, frame: Frame, data: RowData) -> Inner:
+        """The mode v1 of (2), which may be differentiated once."""
+        x0, data0, v0 = lax.stop_gradient(x), constant(data), constant(frame.inner)
+        at, factors = self._curvature(x0, v0, frame, data0)
+        g = self._gradient(x, v0, frame, data)
+        step = solve_inner(g, at, factors, data0, self.layout)
+        return jax.tree.map(jnp.subtract, v0, step)
 
-        def parts(x, data):
-            point = self.split(x, data)
-            return point, block_factors(point.theta, layout, frame.order)
 
-        def value_and_gradient(x, u, data):
-            point, factors = parts(x, data)
-            eta = linear_predictors(point.beta, effects(u, factors), data, layout)
-            terms = row_terms(eta, point.psi, data, self.family)
-            W = terms.W
-            if self.expected:
-                W = row_terms(eta, point.psi, data, self.family, expected=True).W
-            cp = curvature(W, data, layout)
-            done = eliminate(factors, cp, layout)
-            square = sum(jnp.sum(v**2) for v in u)
-            value = -2.0 * terms.value + square + done.logdet
-            if self.n_quad > 1:
-                value = value + quadrature_correction(
-                    u[0], factors[0], eta, point.psi, cp.own[0], data, layout,
-                    self.family, self.n_quad,
-                )  # fmt: skip
-            return value, gradient(u, terms.score, factors, data, layout), terms.W
-
-        # M0: from the observed information, also where the determinant has another
-        point0, factors0 = parts(x0, data0)
-        eta0 = linear_predictors(point0.beta, effects(u0, factors0), data0, layout)
-        W0 = row_terms(eta0, point0.psi, data0, self.family).W
-        done0 = eliminate(factors0, curvature(W0, data0, layout), layout)
-
-        def solve(v):
-            return solve_spherical(v, W0, done0, factors0, data0, layout)
-
-        slope = jax.grad(lambda u: value_and_gradient(x0, u, data0)[0])(u0)
-        multiplier = constant(solve(slope))
-        # g(x, u0), with the derivative that moves the mode
-        point, factors = parts(x, data)
-        eta = linear_predictors(point.beta, effects(u0, factors), data, layout)
-        score = row_terms(eta, point.psi, data, self.family).score
-        g0 = gradient(u0, score, factors, data, layout)
-        u1 = tuple(a - d for a, d in zip(u0, solve(g0)))
-        value, g1, _ = value_and_gradient(x, u1, data)
-        left = sum(jnp.sum(a * b) for a, b in zip(multiplier, g1))
-        point = self.split(x, data)
-        # columns that hold nothing have coefficients of zero
-        unused = data.unused * jnp.concatenate(point.beta) ** 2
-        return value - left + jnp.sum(unused), u1
+def _gram(a: Inner, b: Inner) -> Array:
+    """Inner products of every lane of a with every lane of b, (P, P)."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b))
+    return sum(
+        x.reshape(x.shape[0], -1) @ y.reshape(y.shape[0], -1).T for x, y in pairs
+    )
 
 
 def n_theta(layout: Layout) -> int:

@@ -46,23 +46,22 @@ _LARGE_TOL = 1e-8  # Newton decrement for large crossed designs: 1e-4 standard e
 _FARTHEST = 1e3  # starts beyond this relative standard deviation are moved to it
 _SINGULAR = 1e-4  # a diagonal of Lambda below this counts as zero, as in lme4
 
-Data = tuple[CrossProducts, Array]
+Data = tuple[CrossProducts, Array, Array | None]
 
 
 @dataclass(frozen=True)
 class LinearModel:
-    """The profiled criterion of (cross-products, reml); x is theta, see coordinates."""
+    """The profiled criterion of (cross-products, reml, sigma^2 if it is known).
+
+    x is theta, see coordinates.py.
+    """
 
     layout: Layout
 
     def objective(self, x: Array, frame: Order, data: Data) -> Array:
         """-2 log L or the REML criterion, ()."""
-        cp, reml = data
-        return profiled_objective(x, cp, self.layout, reml, frame)
-
-    def first_frame(self, data: Data) -> Order:
-        """The user's order of effects."""
-        return first_order(self.layout, data[0].gram.dtype)
+        cp, reml, sigma2 = data
+        return profiled_objective(x, cp, self.layout, reml, frame, sigma2)
 
     def reframe(self, x: Array, frame: Order, data: Data) -> tuple[Array, Order]:
         """Larger pivots first."""
@@ -70,10 +69,10 @@ class LinearModel:
 
     def derivatives(self, data: Data):
         """The closed form for large crossed designs."""
-        cp, reml = data
+        cp, reml, sigma2 = data
         if not applies(cp, self.layout):
             return None, None
-        return crossed_value_grad_hess(cp, self.layout, reml), _LARGE_TOL
+        return crossed_value_grad_hess(cp, self.layout, reml, sigma2), _LARGE_TOL
 
 
 class Raw(NamedTuple):
@@ -108,14 +107,23 @@ def start_theta(layout: Layout, units: Units, start, dtype) -> Array:
 
 
 def estimate(
-    cp: CrossProducts, layout: Layout, reml, theta0: Array, control: Control
+    cp: CrossProducts,
+    layout: Layout,
+    reml,
+    theta0: Array,
+    control: Control,
+    sigma2: Array | None = None,
 ) -> Raw:
-    """Fit from cross-products alone; the one program behind both doors."""
+    """Fit from cross-products alone; the one program behind both doors.
+
+    ``sigma2`` () in inner units where it is known.
+    """
     reml = jnp.asarray(reml, cp.gram.dtype)
-    minimum = solve(LinearModel(layout), control, (cp, reml), theta0)
+    order = first_order(layout, cp.gram.dtype)
+    minimum = solve(LinearModel(layout), control, (cp, reml, sigma2), theta0, order)
     theta = canonical(minimum.x, minimum.frame, layout)
     factors = block_factors(theta, layout)
-    at, done = profile(factors, cp, layout, reml)
+    at, done = profile(factors, cp, layout, reml, sigma2)
     b, u = conditional_modes(factors, done, at.beta, cp, layout)
     minimum = lax.stop_gradient(minimum)
     J = jacobian_in_theta(lax.stop_gradient(theta), minimum.x, minimum.frame, layout)

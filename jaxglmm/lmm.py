@@ -8,7 +8,8 @@ the random effects gives log|V| and T = [X y]' V^-1 [X y] (see elimination.py), 
     REML    -2 log L = log|V| + log|T_XX| + (n - p) (1 + log(2 pi r^2 / (n - p)))  (2)
 
 plus -sum log w. beta and sigma are profiled out: sigma^2 = r^2 / n or r^2 / (n - p).
-(1) and (2) are one expression in ``reml``, 0 or 1, which may be traced.
+(1) and (2) are one expression in ``reml``, 0 or 1, which may be traced. Where sigma is
+known (a working model of unit dispersion), r^2 / sigma^2 and sigma^2 take their places.
 
 References: Bates et al. (2015), J. Stat. Softw. 67(1), doi:10.18637/jss.v067.i01.
 """
@@ -48,26 +49,38 @@ class Criterion(NamedTuple):
     sigma2: Array
 
 
-def criterion(T: Array, logdet: Array, cp: CrossProducts, reml: Array) -> Criterion:
-    """Criterion from T (p + 1, p + 1) and log|V|."""
+def criterion(
+    T: Array,
+    logdet: Array,
+    cp: CrossProducts,
+    reml: Array,
+    sigma2: Array | None = None,
+) -> Criterion:
+    """Criterion from T (p + 1, p + 1) and log|V|; sigma^2 profiled unless given."""
     beta, gls, logdet_X, rss = _least_squares(T, cp.unused)
     dof = cp.n - reml * cp.p
-    sigma2 = rss / dof
+    square = dof if sigma2 is None else rss / sigma2
+    sigma2 = rss / dof if sigma2 is None else sigma2
     objective = (
         logdet
         + reml * (logdet_X + cp.constant_reml)
-        + dof * (1.0 + jnp.log(2.0 * jnp.pi * sigma2))
+        + square
+        + dof * jnp.log(2.0 * jnp.pi * sigma2)
         + cp.constant
     )
     return Criterion(objective, beta, gls, sigma2)
 
 
 def profile(
-    factors: tuple[Array, ...], cp: CrossProducts, layout: Layout, reml: Array
+    factors: tuple[Array, ...],
+    cp: CrossProducts,
+    layout: Layout,
+    reml: Array,
+    sigma2: Array | None = None,
 ) -> tuple[Criterion, Eliminated]:
     """Generalized least squares and the profiled criterion at Lambda (K, K)."""
     done = eliminate(factors, cp, layout)
-    return criterion(done.T, done.logdet, cp, reml), done
+    return criterion(done.T, done.logdet, cp, reml, sigma2), done
 
 
 def profiled_objective(
@@ -76,9 +89,11 @@ def profiled_objective(
     layout: Layout,
     reml: Array,
     order: Order | None = None,
+    sigma2: Array | None = None,
 ) -> Array:
     """-2 log L (or the REML criterion) with beta and sigma profiled out, ()."""
-    return profile(block_factors(theta, layout, order), cp, layout, reml)[0].objective
+    factors = block_factors(theta, layout, order)
+    return profile(factors, cp, layout, reml, sigma2)[0].objective
 
 
 def _least_squares(T: Array, unused: Array):

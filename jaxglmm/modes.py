@@ -12,6 +12,12 @@ halved until h does not decrease. Where W is not positive definite and M is not 
 the step uses a diagonal W that is at least as large, and goes on with the exact one as
 soon as that works.
 
+REML integrates the first predictor's beta out as well, with a flat prior: h is then
+maximal in u and beta together, and
+
+    [ M          Lambda'Z'WX ]      log determinant log|M| + log|T|,
+    [ X'WZ Lambda    X'WX    ],     T = X'WX - X'WZ Lambda M^-1 Lambda'Z'WX         (3)
+
 Effects are tuples over blocks of (J, K), rows are in the order of the data.
 
 References: Bates et al. (2015), J. Stat. Softw. 67(1), doi:10.18637/jss.v067.i01;
@@ -30,21 +36,27 @@ from jax import lax
 from jaxglmm.crossproducts import CrossProducts
 from jaxglmm.elimination import Effects, Eliminated, eliminate, solve_effects
 from jaxglmm.families import Family
+from jaxglmm.linalg import spd_inverse
 from jaxglmm.plan import Layout, Pairs
 from jaxglmm.rowsums import RowSums, Sums
 from jaxglmm.typing import Array
 
 __all__ = [
+    "Curvature",
+    "Inner",
     "RowData",
     "RowTerms",
     "curvature",
+    "curved",
     "find_modes",
     "gradient",
+    "inner_dot",
     "linear_predictors",
     "random_part",
+    "row_scores",
     "row_terms",
     "row_values",
-    "solve_spherical",
+    "solve_inner",
 ]
 
 _MAX_ITER = 100
@@ -80,6 +92,27 @@ class RowTerms(NamedTuple):
     W: Array
 
 
+class Inner(NamedTuple):
+    """What is integrated out: u, and with REML the first beta (p,), else (0,)."""
+
+    u: Effects
+    beta: Array
+
+
+class Curvature(NamedTuple):
+    """Minus the Hessian of h, eliminated.
+
+    ``W`` (n, R, R), ``done`` for M, ``logdet``; with REML ``Y`` = M^-1 Lambda'Z'WX, a
+    column of X in front, and the inverse of T in (3).
+    """
+
+    W: Array
+    done: Eliminated
+    logdet: Array
+    Y: Effects | None = None
+    T_inv: Array | None = None
+
+
 def random_part(b: Effects, data: RowData, layout: Layout) -> list[Array]:
     """Z b of every predictor, (n,) each."""
     out = [jnp.zeros_like(data.y) for _ in data.X]
@@ -105,6 +138,14 @@ def row_values(eta: Array, psi: Array, data: RowData, family: Family) -> Array:
     w = jnp.where(used, data.w, 1.0)
     value = jax.vmap(lambda e, y, w: family.log_lik(y, e, psi, w))(eta, data.y, w)
     return jnp.where(used, value, 0.0)
+
+
+def row_scores(eta: Array, psi: Array, data: RowData, family: Family) -> Array:
+    """Score of every row, (n, R)."""
+    used = data.w > 0
+    w = jnp.where(used, data.w, 1.0)
+    score = jax.vmap(jax.grad(lambda e, y, w: family.log_lik(y, e, psi, w)))
+    return jnp.where(used[:, None], score(eta, data.y, w), 0.0)
 
 
 def row_terms(
@@ -159,11 +200,18 @@ def gather(rows: Array, data: RowData, layout: Layout) -> Effects:
 
 
 def gradient(
-    u: Effects, score: Array, factors: tuple[Array, ...], data: RowData, layout: Layout
-) -> Effects:
-    """Gradient g(u) of -h, equation (2)."""
+    inner: Inner,
+    score: Array,
+    factors: tuple[Array, ...],
+    data: RowData,
+    layout: Layout,
+) -> Inner:
+    """Gradient g of -h in what is integrated out, equation (2)."""
     moved = gather(score, data, layout)
-    return tuple(v - m @ Lam for v, m, Lam in zip(u, moved, factors))
+    u = tuple(v - m @ Lam for v, m, Lam in zip(inner.u, moved, factors))
+    if not inner.beta.shape[0]:
+        return Inner(u, inner.beta)
+    return Inner(u, -(score[:, 0] @ data.X[0]))
 
 
 def effects(u: Effects, factors: tuple[Array, ...]) -> Effects:
@@ -171,28 +219,59 @@ def effects(u: Effects, factors: tuple[Array, ...]) -> Effects:
     return tuple(v @ Lam.T for v, Lam in zip(u, factors))
 
 
-def solve_spherical(
-    v: Effects,
+def curved(
     W: Array,
-    done: Eliminated,
     factors: tuple[Array, ...],
     data: RowData,
     layout: Layout,
-) -> Effects:
-    """M^-1 v, as v - M^-1 Lambda' Z'WZ Lambda v."""
-    eta = jnp.stack(random_part(effects(v, factors), data, layout), axis=1)
-    moved = jnp.sum(W * eta[:, None, :], axis=2)
-    right = gather(moved, data, layout)
-    _, back = solve_effects(factors, done, right, data.parents, layout)
-    return tuple(a - c for a, c in zip(v, back))
+    reml: bool,
+) -> Curvature:
+    """M, or with REML (3), eliminated, for information W (n, R, R)."""
+    done = eliminate(factors, curvature(W, data, layout), layout)
+    if not reml:
+        return Curvature(W, done, done.logdet)
+    X = data.X[0]
+
+    def column(x):
+        right = gather(W[:, :, 0] * x[:, None], data, layout)
+        b, u = solve_effects(factors, done, right, data.parents, layout)
+        return right, b, u
+
+    right, b, Y = jax.vmap(column)(X.T)
+    inside = sum(
+        jnp.einsum("ajk,bjk->ab", r, c) for r, c in zip(right, b) if r.shape[1]
+    )
+    p = X.shape[1]
+    T = (X * W[:, 0, 0][:, None]).T @ X - inside + jnp.diag(data.unused[:p])
+    T_inv, logdet = spd_inverse(T)
+    return Curvature(W, done, done.logdet + logdet, Y, T_inv)
+
+
+def solve_inner(
+    v: Inner, at: Curvature, factors: tuple[Array, ...], data: RowData, layout: Layout
+) -> Inner:
+    """M^-1 v, as v - M^-1 Lambda' Z'WZ Lambda v; with REML the inverse of (3)."""
+    eta = jnp.stack(random_part(effects(v.u, factors), data, layout), axis=1)
+    right = gather(jnp.sum(at.W * eta[:, None, :], axis=2), data, layout)
+    _, back = solve_effects(factors, at.done, right, data.parents, layout)
+    u = tuple(a - c for a, c in zip(v.u, back))
+    if at.T_inv is None:
+        return Inner(u, v.beta)
+    assert at.Y is not None
+    eta = jnp.stack(random_part(effects(u, factors), data, layout), axis=1)
+    follow = jnp.sum(at.W[:, 0] * eta, axis=1) @ data.X[0]
+    beta = at.T_inv @ (v.beta - follow)
+    return Inner(
+        tuple(a - jnp.tensordot(beta, y, axes=1) for a, y in zip(u, at.Y)), beta
+    )
 
 
 # ---- the search for the mode -------------------------------------------------------
 
 
 class _Search(NamedTuple):
-    u: Effects
-    step: Effects
+    inner: Inner
+    step: Inner
     length: Array
     value: Array
     decrement: Array
@@ -205,33 +284,36 @@ def find_modes(
     beta: tuple[Array, ...],
     factors: tuple[Array, ...],
     psi: Array,
-    u0: Effects,
+    inner0: Inner,
     data: RowData,
     layout: Layout,
     family: Family,
-) -> tuple[Effects, Array]:
-    """Maximize h(u) from u0; the mode, and what is left of its tolerance.
+) -> tuple[Inner, Array]:
+    """Maximize h from inner0; the mode, and what is left of its tolerance.
 
     More than one is left where no mode with positive definite curvature was found.
-    This is never differentiated, see laplace.py.
+    With REML the first of ``beta`` is not looked at. This is never differentiated, see
+    laplace.py.
     """
     eps = float(jnp.finfo(data.y.dtype).eps)
     tol = eps**0.6
+    reml = inner0.beta.shape[0] > 0
 
     def body(s: _Search) -> _Search:
-        trial = tuple(a + s.length * d for a, d in zip(s.u, s.step))
-        eta = linear_predictors(beta, effects(trial, factors), data, layout)
+        trial = jax.tree.map(lambda a, d: a + s.length * d, s.inner, s.step)
+        betas = (trial.beta, *beta[1:]) if reml else beta
+        eta = linear_predictors(betas, effects(trial.u, factors), data, layout)
         terms = row_terms(eta, psi, data, family)
-        value = terms.value - 0.5 * _dot(trial, trial)
+        value = terms.value - 0.5 * _dot(trial.u, trial.u)
         start = s.n_iter == 0
         noise = 100.0 * eps * jnp.abs(s.value)
         accept = start | (value >= s.value - jnp.where(start, 0.0, noise))
         W = jnp.where(s.majorize, _majorant(terms.W), terms.W)
         g = gradient(trial, terms.score, factors, data, layout)
-        done = eliminate(factors, curvature(W, data, layout), layout)
-        step = solve_spherical(tuple(-v for v in g), W, done, factors, data, layout)
-        decrement = -_dot(g, step)
-        fine = jnp.isfinite(done.logdet) & jnp.isfinite(decrement) & (decrement >= 0)
+        at = curved(W, factors, data, layout, reml)
+        step = solve_inner(jax.tree.map(jnp.negative, g), at, factors, data, layout)
+        decrement = -inner_dot(g, step)
+        fine = jnp.isfinite(at.logdet) & jnp.isfinite(decrement) & (decrement >= 0)
         # a step that does not climb: the same point again, with a larger W
         again = accept & ~fine & ~s.majorize
         length = jnp.where(accept, jnp.where(again, 0.0, 1.0), 0.25 * s.length)
@@ -240,7 +322,7 @@ def find_modes(
         going = ~converged & ~lost & (s.n_iter + 1 < _MAX_ITER)
         take = accept & fine
         return _Search(
-            u=_choose(accept, trial, s.u),
+            inner=_choose(accept, trial, s.inner),
             step=_choose(take, step, s.step),
             length=length,
             value=jnp.where(accept, value, s.value),
@@ -251,24 +333,29 @@ def find_modes(
         )
 
     infinite = jnp.asarray(jnp.inf, data.y.dtype)
-    zero = tuple(jnp.zeros_like(v) for v in u0)
     first = _Search(
-        u0, zero, jnp.zeros_like(infinite), -infinite, infinite,
-        jnp.zeros((), bool), jnp.zeros((), jnp.int32), jnp.ones((), bool),
+        inner0, jax.tree.map(jnp.zeros_like, inner0), jnp.zeros_like(infinite),
+        -infinite, infinite, jnp.zeros((), bool), jnp.zeros((), jnp.int32),
+        jnp.ones((), bool),
     )  # fmt: skip
     last = lax.while_loop(lambda s: s.going, body, first)
     # the last step is known already and squares the error that is left
-    polish = last.decrement <= tol
-    u = _choose(polish, tuple(a + d for a, d in zip(last.u, last.step)), last.u)
-    return u, last.decrement / tol
+    polished = jax.tree.map(jnp.add, last.inner, last.step)
+    inner = _choose(last.decrement <= tol, polished, last.inner)
+    return inner, last.decrement / tol
 
 
 def _dot(a: Effects, b: Effects) -> Array:
     return sum((jnp.sum(x * y) for x, y in zip(a, b)), jnp.zeros((), a[0].dtype))
 
 
-def _choose(condition: Array, a: Effects, b: Effects) -> Effects:
-    return tuple(jnp.where(condition, x, y) for x, y in zip(a, b))
+def inner_dot(a: Inner, b: Inner) -> Array:
+    """Inner product, ()."""
+    return _dot(a.u, b.u) + jnp.sum(a.beta * b.beta)
+
+
+def _choose(condition: Array, a: Inner, b: Inner) -> Inner:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
 def _majorant(W: Array) -> Array:
