@@ -9,6 +9,7 @@ Nothing here leaves float64, and no JAX array leaves the compiled call.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from jaxglmm.control import Control
@@ -28,6 +29,8 @@ from jaxglmm.hostfit import (
 )
 from jaxglmm.model import GLMM
 from jaxglmm.pql import check_pql
+from jaxglmm.results import Params
+from jaxglmm.separation import mark_separation
 
 __all__ = ["design", "glmm"]
 
@@ -84,6 +87,7 @@ def glmm(
     zi: str | None = None,
     dispersion: str | None = None,
     contrasts: dict[str, str] | None = None,
+    priors: Callable[[Params], Any] | None = None,
     start: Any = None,
     control: Control | None = None,
     missing: str = "drop",
@@ -124,6 +128,9 @@ def glmm(
     contrasts : dict, optional
         Contrasts by factor, ``{"f": "sum"}``; treatment for unordered and polynomial
         for ordered factors otherwise.
+    priors : callable, optional
+        A JAX function of :class:`Params` that is added to the log-likelihood; the fit
+        is the posterior mode. See :func:`jaxglmm.fit`.
     start : array (m,), optional
         Starting theta.
     control : Control, optional
@@ -166,7 +173,7 @@ def glmm(
         missing=missing, codes=fam.takes_codes, others=others,
     )  # fmt: skip
     frame, fam = for_response(frame, fam)
-    used = check_method(fam, method)
+    used = check_method(fam, method, priors)
     arrays = to_design(frame)
     if is_linear(fam) and used in ("REML", "ML"):
         check_gaussian(frame)
@@ -175,11 +182,13 @@ def glmm(
         fam.check(arrays.y, arrays.weights)
         if used == "PQL":
             check_pql(fam)
-        how = check_how(used, n_quad, arrays)
+        how = check_how(used, n_quad, arrays, priors)
         if used == "PQL":
             fitted = fit_host_pql(arrays, fam, start, control)
         else:
             fitted = fit_host_generalized(arrays, fam, start, control, how)
+    if not is_linear(fam) or used not in ("REML", "ML"):
+        fitted = mark_separation(fitted, arrays, fam)
     model = GLMM(
         fit=fitted, design=arrays, frame=frame, family=fam, method=used,
         formula=formula,

@@ -51,7 +51,8 @@ class ConvergenceWarning(UserWarning):
 class Status(IntEnum):
     """How a fit ended. ``str(status)`` is a sentence.
 
-    The first two are answers; the rest say what went wrong.
+    CONVERGED, BOUNDARY and LIMIT are answers; the rest say what went wrong. SEPARATED
+    is told by the people's door alone, from the data of a fit that did not converge.
     """
 
     CONVERGED = 0
@@ -61,11 +62,13 @@ class Status(IntEnum):
     NOT_IDENTIFIED = 4
     STALLED = 5
     NO_MODE = 6
+    LIMIT = 7
+    SEPARATED = 8
 
     @property
     def ok(self) -> bool:
-        """True where the estimates are an optimum (inside or on the boundary)."""
-        return self in (Status.CONVERGED, Status.BOUNDARY)
+        """True for an optimum: inside, on the boundary, or at a limit."""
+        return self in (Status.CONVERGED, Status.BOUNDARY, Status.LIMIT)
 
     def __str__(self) -> str:
         return _SENTENCES[self]
@@ -87,6 +90,14 @@ _SENTENCES = {
     ),
     Status.NO_MODE: (
         "not converged: the conditional modes of the random effects were not found"
+    ),
+    Status.LIMIT: (
+        "converged at a limit: a parameter of the family or of the zero inflation runs "
+        "to the end of its range, where the model is a simpler one and fits best"
+    ),
+    Status.SEPARATED: (
+        "not converged: the covariates separate the responses, so some fixed effects "
+        "have no finite maximum likelihood estimate"
     ),
     Status.STALLED: "not converged: no further decrease could be found",
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,7 @@ def fit(
     method: str | None = None,
     *,
     n_quad: int | None = None,
+    priors: Callable[[Params], Array] | None = None,
     start: Array | None = None,
     control: Control | None = None,
 ) -> Fit:
@@ -52,10 +54,17 @@ def fit(
     method : {"REML", "ML", "Laplace", "AGQ", "PQL"}, optional
         REML by default for Gaussian models with identity link, Laplace for all others.
         With other families REML integrates beta out by the same Laplace step. PQL,
-        penalized quasi-likelihood, has no likelihood and no derivatives. AGQ is adaptive Gauss-Hermite quadrature, for one grouping factor with up to
-        four effects.
+        penalized quasi-likelihood, has no likelihood and no derivatives. AGQ is
+        adaptive Gauss-Hermite quadrature, for one grouping factor with up to four
+        effects.
     n_quad : int, optional
         Quadrature nodes per effect for ``method="AGQ"``, 9 by default; one is Laplace.
+    priors : callable, optional
+        A JAX function of :class:`Params`, in the user's units, that is added to log L:
+        the fit is then the posterior mode, and ``objective`` has the prior in it while
+        ``loglik`` has not. For ``method="Laplace"`` and ``"AGQ"``, Laplace by default;
+        ``params.sigma`` is 1, theta is on the link scale, and the residual standard
+        deviation of a Gaussian model is exp(psi[0]).
     start : Array, (m,), optional
         Starting theta; by default every standard deviation equals sigma in effect.
     control : Control, optional
@@ -85,10 +94,10 @@ def fit(
     319.6543
     """
     family = family_by_name(family)
-    method = check_method(family, method)
+    method = check_method(family, method, priors)
     design = as_float(design)
     check_predictors(family, design)
-    how = check_how(method, n_quad, design)
+    how = check_how(method, n_quad, design, priors)
     control = control or Control()
     if is_linear(family) and method in ("REML", "ML"):
         return _fit_linear(design, reml_flag(method), start, control)
@@ -121,14 +130,21 @@ def _fit_pql(design: Design, family, start, control) -> Fit:
     return fit_pql(design, family, start, control)
 
 
-def check_method(family: Family, method: str | None) -> str:
+def check_method(family: Family, method: str | None, priors=None) -> str:
     """The method to use; ML is for linear models, which have no Laplace error."""
     linear = is_linear(family)
     known = ("Laplace", "REML", "AGQ", "PQL")
     known = ("REML", "ML", "Laplace", "AGQ") if linear else known
+    if priors is not None:
+        if not callable(priors):
+            raise TypeError(
+                f"priors must be a function of Params; found {type(priors).__name__}"
+            )
+        known = ("Laplace", "AGQ")
     name = known[0] if method is None else method
     if name not in known:
         kind = "a Gaussian model" if linear else f"the family {family.name!r}"
+        kind += " with priors" if priors is not None else ""
         raise ValueError(
             f"unknown method {method!r} for {kind}; use "
             + " or ".join(repr(k) for k in known)
@@ -136,15 +152,15 @@ def check_method(family: Family, method: str | None) -> str:
     return name
 
 
-def check_how(method: str, n_quad: int | None, design: Design) -> How:
-    """Nodes to use, 1 unless the method is AGQ, and whether beta is integrated out."""
+def check_how(method: str, n_quad: int | None, design: Design, priors=None) -> How:
+    """Nodes to use, 1 unless the method is AGQ; whether beta is integrated out."""
     if method != "AGQ":
         if n_quad not in (None, 1):
             raise ValueError(f"n_quad={n_quad} needs method='AGQ'; found {method!r}")
-        return How(1, method == "REML" and design.X.shape[1] > 0)
+        return How(1, method == "REML" and design.X.shape[1] > 0, priors)
     n_quad = 9 if n_quad is None else n_quad
     check_quadrature(design.layout, n_quad)
-    return How(n_quad)
+    return How(n_quad, False, priors)
 
 
 def check_predictors(family: Family, design: Design) -> None:

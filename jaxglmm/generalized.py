@@ -13,6 +13,8 @@ The covariance of all parameters is 2 H^-1, H being the Hessian of -2 log L.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -81,10 +83,15 @@ class Scales:
 
 
 class How(NamedTuple):
-    """Nodes per effect, 1 for Laplace; whether the first beta is integrated out."""
+    """What to maximize: log L by Laplace, or something else.
+
+    ``n_quad``: nodes per effect, 1 for Laplace; ``reml``: whether the first beta is
+    integrated out; ``prior``: a function of Params that is added to log L.
+    """
 
     n_quad: int = 1
     reml: bool = False
+    prior: Callable[[Params], Array] | None = None
 
 
 class GeneralizedRaw(NamedTuple):
@@ -162,12 +169,13 @@ def inner_rows(design: Design) -> tuple[RowData, Scales]:
         whitened.append(X @ to)
     scales = Scales(tuple(T), tuple(T_inv), maps, jnp.concatenate(aliased))
     z = [v @ to for v, to in zip(z, maps.z)]
-    return _row_data(design, y, w, whitened, z, scales.aliased), scales
+    data = _row_data(design, y, w, whitened, z, scales.aliased)
+    return dataclasses.replace(data, units=lax.stop_gradient(scales)), scales
 
 
 def _model(design: Design, family, control: Control, how: How) -> GeneralizedModel:
     expected = control.information == "expected"
-    return GeneralizedModel(design.layout, family, expected, how.n_quad, how.reml)
+    return GeneralizedModel(design.layout, family, expected, *how)
 
 
 def first_guess(family: Family, y: Array, w: Array | None) -> tuple[Array, Array]:
@@ -185,7 +193,7 @@ def first_point(
     start: Array | None,
     guess: tuple[Array, Array],
 ) -> Point:
-    """Starting parameters: least squares on the family's first guess, unit variances."""
+    """Starting parameters: least squares on a first guess, unit variances."""
     dtype = data.y.dtype
     psi, extra = (jnp.asarray(g, dtype) for g in guess)
     family = model.family
@@ -225,7 +233,10 @@ def fit_rows(
     data, scales = inner_rows(design)
     point = first_point(model, data, scales, start, guess)
     raw = estimate_rows(model, control, data, point)
-    return to_user_units(raw, scales, spare, how.reml)
+    fit = to_user_units(raw, scales, spare, how.reml)
+    if how.prior is None:
+        return fit
+    return dataclasses.replace(fit, loglik=fit.loglik - how.prior(fit.params))
 
 
 def estimate_rows(
@@ -261,7 +272,7 @@ def estimate_rows(
     return GeneralizedRaw(
         Point(at.beta, theta, at.psi), objective, minimum.grad @ J,
         J.T @ minimum.hess @ J, cov_user, split_terms(u, layout),
-        split_terms(b, layout), _status(minimum, singular), singular,
+        split_terms(b, layout), _status(model, minimum, singular, data), singular,
         minimum.decrement, minimum.min_eigenvalue, minimum.n_iter,
     )  # fmt: skip
 
@@ -297,10 +308,25 @@ def _jacobian(
     return jnp.eye(minimum.x.shape[0], dtype=inner.dtype).at[rows, rows].set(inner)
 
 
-def _status(minimum: Minimum, singular: Array) -> Array:
+def _status(
+    model: GeneralizedModel, minimum: Minimum, singular: Array, data: RowData
+) -> Array:
     ended = minimum.status == int(Status.CONVERGED)
     status = jnp.where(ended & singular, int(Status.BOUNDARY), minimum.status)
-    lost = ended & (minimum.frame.left > 1.0)
+    # flat only in what the family has beside its mean: a simpler family is the answer
+    sizes = [c.shape[0] for c in model.split(minimum.x, data).beta]
+    first = sizes[0] + sum(sizes[1:]) + n_theta(model.layout)
+    beside = np.zeros(minimum.x.shape[0], bool)
+    beside[first:] = True
+    beside[sizes[0] : sum(sizes)] = True
+    out = data.X[0].shape[1] - sizes[0]
+    unused = jnp.zeros(minimum.x.shape[0], bool)
+    unused = unused.at[: sum(sizes)].set(data.unused[out:] > 0)
+    share = jnp.where(jnp.asarray(beside) | unused, 0.0, jnp.diagonal(minimum.flat))
+    at_limit = (minimum.status == int(Status.NOT_IDENTIFIED)) & jnp.all(share < 1e-6)
+    if beside.any():
+        status = jnp.where(at_limit, int(Status.LIMIT), status)
+    lost = (ended | at_limit) & (minimum.frame.left > 1.0)
     return jnp.where(lost, int(Status.NO_MODE), status).astype(jnp.int32)
 
 
@@ -320,7 +346,7 @@ def to_user_units(
         size = jnp.abs(jnp.diagonal(scales.T[0]))
         size = jnp.where(scales.aliased[:p] > 0, 1.0, size)
         objective = objective - 2.0 * jnp.sum(jnp.log(size))
-    ok = (raw.status == int(Status.CONVERGED)) | (raw.status == int(Status.BOUNDARY))
+    ok = _is_ok(raw.status)
     aliased = (
         scales.aliased.sum() > jnp.asarray(spare, dtype=scales.aliased.dtype)
     ) & ok
@@ -345,6 +371,11 @@ def to_user_units(
         min_eigenvalue=raw.min_eigenvalue,
         n_iter=raw.n_iter,
     )  # fmt: skip
+
+
+def _is_ok(status: Array) -> Array:
+    good = [int(s) for s in Status if s.ok]
+    return jnp.any(status == jnp.array(good, status.dtype))
 
 
 def _in_blocks(parts: tuple[Array, ...], theta: Array, size: int) -> Array:

@@ -168,9 +168,10 @@ def fit_host_generalized(
 ) -> Fit:
     """Fit NumPy arrays by Laplace or quadrature; ``start`` is theta or None."""
     theta0 = None if start is None else _given_start(start, arrays.n_theta)
-    padded = pad_design(arrays)
+    # a prior is written for the parameters that there are
+    padded = pad_design(arrays) if how.prior is None else arrays
     keep = isinstance(control.optimizer, str) and built_in(padded.layout)
-    keep = keep and known_family(family)
+    keep = keep and known_family(family) and how.prior is None
     spare = sum(_widths(padded)) - sum(_widths(arrays))
     guess = first_guess(family, arrays.y, arrays.weights)
     args = padded, theta0, guess, np.int64(spare)

@@ -32,6 +32,7 @@ References: Tierney and Kadane (1986), JASA 81, doi:10.2307/2287970; Kristensen 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxglmm.coordinates import Order, block_factors, first_order, repivot
+from jaxglmm.coordinates import Order, block_factors, canonical, first_order, repivot
 from jaxglmm.covariance import structure
 from jaxglmm.families import Family
 from jaxglmm.modes import (
@@ -59,9 +60,17 @@ from jaxglmm.modes import (
 )
 from jaxglmm.plan import Layout
 from jaxglmm.quadrature import quadrature_correction
+from jaxglmm.results import Params
 from jaxglmm.typing import Array
 
-__all__ = ["Frame", "GeneralizedModel", "Point", "constant", "n_theta"]
+__all__ = [
+    "Frame",
+    "GeneralizedModel",
+    "Point",
+    "constant",
+    "in_user_units",
+    "n_theta",
+]
 
 
 class Point(NamedTuple):
@@ -88,7 +97,8 @@ class GeneralizedModel:
     """Static part of a generalized model; see :class:`RowData` for its arrays.
 
     ``expected``: expected information in the determinant; ``n_quad``: quadrature nodes
-    per effect, 1 for Laplace; ``reml``: whether the first beta is integrated out.
+    per effect, 1 for Laplace; ``reml``: whether the first beta is integrated out;
+    ``prior``: a function of the user's :class:`Params` that is added to log L.
     """
 
     layout: Layout
@@ -96,6 +106,7 @@ class GeneralizedModel:
     expected: bool = False
     n_quad: int = 1
     reml: bool = False
+    prior: Callable[[Params], Array] | None = None
 
     def split(self, x: Array, data: RowData) -> Point:
         """Take x (beta, theta, psi) apart."""
@@ -195,7 +206,12 @@ class GeneralizedModel:
         first = data.X[0].shape[1] if self.reml else 0
         value = value + jnp.sum(data.unused[first:] * beta**2)
         used = first - jnp.sum(data.unused[:first])
-        return value - used * jnp.log(2.0 * jnp.pi), at
+        value = value - used * jnp.log(2.0 * jnp.pi)
+        if self.prior is not None:
+            theta = canonical(point.theta, frame.order, self.layout)
+            users = in_user_units(point._replace(theta=theta), data.units)
+            value = value - 2.0 * jnp.reshape(self.prior(users), ())
+        return value, at
 
     # ---- derivatives -----------------------------------------------------------------
 
@@ -266,6 +282,16 @@ def _gram(a: Inner, b: Inner) -> Array:
     return sum(
         x.reshape(x.shape[0], -1) @ y.reshape(y.shape[0], -1).T for x, y in pairs
     )
+
+
+def in_user_units(point: Point, units) -> Params:
+    """Inner parameters (theta canonical) as the user's; the identity where no units."""
+    beta, theta = point.beta, point.theta
+    if units is not None:
+        beta = tuple(T @ c for T, c in zip(units.T, beta))
+        theta = units.maps.theta_back @ theta
+    one = jnp.ones((), theta.dtype)
+    return Params(beta[0], theta, one, point.psi, beta[1:])
 
 
 def n_theta(layout: Layout) -> int:

@@ -59,16 +59,16 @@ def criterion(
     """Criterion from T (p + 1, p + 1) and log|V|; sigma^2 profiled unless given."""
     beta, gls, logdet_X, rss = _least_squares(T, cp.unused)
     dof = cp.n - reml * cp.p
+    phi = rss / dof if sigma2 is None else sigma2
     square = dof if sigma2 is None else rss / sigma2
-    sigma2 = rss / dof if sigma2 is None else sigma2
     objective = (
         logdet
         + reml * (logdet_X + cp.constant_reml)
         + square
-        + dof * jnp.log(2.0 * jnp.pi * sigma2)
+        + dof * jnp.log(2.0 * jnp.pi * phi)
         + cp.constant
     )
-    return Criterion(objective, beta, gls, sigma2)
+    return Criterion(objective, beta, gls, phi)
 
 
 def profile(

@@ -27,7 +27,7 @@ Breslow and Clayton (1993), JASA 88, doi:10.2307/2290687.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,8 @@ class RowData:
 
     ``X[r]`` (n, p_r), ``offset[r]`` (n,) for every predictor; ``z[f]`` (n, K) and
     ``codes[f]`` (n,) for every block. Rows of weight ``w`` zero do not count.
-    ``unused`` (p,) is one for columns of any X that hold nothing.
+    ``unused`` (p,) is one for columns of any X that hold nothing. ``units`` turns inner
+    parameters into the user's, where a prior wants these.
     """
 
     y: Array
@@ -82,6 +83,7 @@ class RowData:
     parents: tuple[Array, ...]
     pairs: Pairs | None
     unused: Array
+    units: Any = None
 
 
 class RowTerms(NamedTuple):

@@ -104,22 +104,18 @@ def fit_pql(
         rest, W = jax.vmap(row)(eta, y, jnp.where(used, w, 1.0))
         return eta + rest, jnp.where(used, jnp.maximum(W, 0.0), 0.0)
 
-    def round_(s: _Round, theta: Array) -> _Round:
-        z, W = working(s.eta)
+    def fit_at(eta: Array, theta: Array) -> tuple[Fit, Array]:
+        z, W = working(eta)
         cp, units = cross_products(design.replace(y=z, weights=W))
         theta0 = units.maps.theta @ theta
         scale = None if sigma2 is None else sigma2 / (units.s**2 * units.w_scale)
-        fit = to_user_units(
-            estimate(cp, design.layout, reml, theta0, control, scale), units
-        )
-        eta = linear_predictor(fit.params, design, fit.b)
-        change = jnp.sqrt(jnp.sum(W * (eta - s.eta) ** 2) / jnp.sum(used))
-        return _Round(fit, eta, change, s.n + 1)
+        raw = estimate(cp, design.layout, reml, theta0, control, scale)
+        return to_user_units(raw, units), W
 
     eta = jax.vmap(family.eta_start)(y, jnp.where(used, w, 1.0))
     eta = jnp.where(used, eta, offset)
-    shapes = jax.eval_shape(round_, _Round(None, eta, 0.0, 0), start)
-    blank = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes.fit)
+    shapes, _ = jax.eval_shape(fit_at, eta, start)
+    blank = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     far = jnp.asarray(jnp.inf, dtype)
     first = _Round(blank, eta, far, jnp.zeros((), jnp.int32))
 
@@ -128,7 +124,11 @@ def fit_pql(
         return (s.change > tol) & fine & (s.n < _MAX_ROUNDS)
 
     def body(s: _Round) -> _Round:
-        return round_(s, jnp.where(s.n == 0, start, s.fit.params.theta))
+        theta = jnp.where(s.n == 0, start, s.fit.params.theta)
+        fit, W = fit_at(s.eta, theta)
+        eta = linear_predictor(fit.params, design, fit.b)
+        change = jnp.sqrt(jnp.sum(W * (eta - s.eta) ** 2) / jnp.sum(used))
+        return _Round(fit, eta, change, s.n + 1)
 
     last = lax.while_loop(going, body, first)
     return _finish(last, family, tol)

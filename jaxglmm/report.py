@@ -14,6 +14,7 @@ import pandas as pd
 
 from jaxglmm.covariance import structure
 from jaxglmm.errors import Status
+from jaxglmm.separation import separating_direction
 
 if TYPE_CHECKING:
     from jaxglmm.model import GLMM
@@ -22,6 +23,18 @@ __all__ = ["Summary", "augment", "glance", "html", "text", "tidy", "varcorr", "v
 
 
 _NORMAL = ["z value", "Pr(>|z|)"]
+_SIMPLER = {
+    ("nbinom1", "phi"): "the counts are Poisson",
+    ("nbinom2", "theta"): "the counts are Poisson",
+    ("betabinomial", "phi"): "the proportions are binomial",
+    ("student", "nu"): "the response is Gaussian",
+}
+_HOW = {
+    "Laplace": "maximum likelihood (Laplace)",
+    "AGQ": "maximum likelihood (adaptive Gauss-Hermite quadrature)",
+    "REML": "REML (Laplace)",
+    "PQL": "penalized quasi-likelihood",
+}
 
 # ---- frames ------------------------------------------------------------------------
 
@@ -171,6 +184,8 @@ def verdict(m: GLMM) -> str:
         if m.is_singular:
             note = " The fit is singular: " + "; ".join(boundary_facts(m)) + "."
         return f"Converged ({evidence}).{note}"
+    if m.status == Status.LIMIT:
+        return f"Converged at a limit: {'; '.join(limit_facts(m))} ({evidence})."
     if m.status == Status.BOUNDARY:
         facts = "; ".join(boundary_facts(m))
         return f"Converged on the boundary: {facts} ({evidence})."
@@ -212,12 +227,35 @@ def boundary_facts(m: GLMM) -> list[str]:
     return facts
 
 
+def at_limit(m: GLMM) -> list[str]:
+    """Own parameters, and coefficients of further predictors, that ran to a limit.
+
+    Those in whose direction the likelihood is flat.
+    """
+    if m.status != Status.LIMIT:
+        return []
+    names = [f"{p.name}: {n}" for p in m.frame.others for n in p.X_names]
+    names += [""] * len(m.theta) + list(m.family.own_names)
+    curvature = np.diagonal(np.asarray(m.fit.hess))[-len(names) :]
+    largest = np.max(np.abs(np.diagonal(np.asarray(m.fit.hess))))
+    return [n for n, h in zip(names, curvature) if n and abs(h) < 1e-8 * largest]
+
+
+def limit_facts(m: GLMM) -> list[str]:
+    """What a parameter at its limit makes of the model."""
+    facts = []
+    for name in at_limit(m):
+        simpler = _SIMPLER.get((m.family.name, name), "the likelihood is flat there")
+        facts.append(f"{name} runs to its end; {simpler}")
+    return facts
+
+
 def theta_hessian(m: GLMM) -> np.ndarray:
     """The block of the Hessian that belongs to theta."""
     hess, n = np.asarray(m.fit.hess), len(m.theta)
     first = 0
-    if m.is_generalized:
-        first = len(m.fixef) + sum(len(c) for c in m.fit.params.others)
+    if m.is_generalized and m.method != "PQL":
+        first = len(hess) - n - len(m.dispersion)
     return hess[first : first + n, first : first + n]
 
 
@@ -231,8 +269,10 @@ def _diagonal_position(kind, k: int, j: int) -> int | None:
 def _advice(m: GLMM) -> str:
     if m.status == Status.NOT_IDENTIFIED:
         return _identification(flat_terms(m))
+    if m.status == Status.SEPARATED:
+        return separation_advice(m)
     if m.is_generalized:
-        return _generalized_advice(m)
+        return "Try another start=, or leave terms out."
     if m.sigma < 1e-5 * np.std(np.asarray(m.design.y)):
         return (
             "The residual variance is almost zero: within groups the response hardly "
@@ -245,16 +285,18 @@ def _advice(m: GLMM) -> str:
     return "Try another start=, and look at the size of the variances."
 
 
-def _generalized_advice(m: GLMM) -> str:
-    """What to look at where a generalized model did not converge."""
-    size = np.abs(m.fixef.to_numpy()) * np.std(np.asarray(m.design.X), axis=0)
-    large = [name for name, s in zip(m.fixef.index, size) if s > 10.0]
-    if large:
-        return (
-            f"The coefficients of {', '.join(large[:5])} run away: a covariate may "
-            "tell the responses apart completely (separation). Drop or merge it."
-        )
-    return "Try another start=, or leave terms out."
+def separation_advice(m: GLMM) -> str:
+    """Which coefficients run away, and what helps."""
+    direction = separating_direction(m.design, m.family)
+    assert direction is not None
+    names = [n for n, d in zip(m.frame.X_names, direction) if abs(d) > 1e-6]
+    return (
+        f"The likelihood rises for ever along {', '.join(names[:6])}"
+        + (" and others" if len(names) > 6 else "")
+        + ": there these covariates foretell every response at the edge of its range. "
+        "Merge categories, drop the covariate, or give priors=, for instance "
+        "lambda p: -0.5 * jnp.sum((p.beta / 2.5) ** 2)."
+    )
 
 
 def flat_terms(m: GLMM) -> list[str]:
@@ -387,12 +429,11 @@ def _groups_line(m: GLMM) -> str:
 def _head(m: GLMM) -> list[str]:
     out = [f"Linear mixed model fit by {m.method}", f"Formula: {m.formula}"]
     if m.is_generalized:
-        how = (
-            "Laplace" if m.method == "Laplace" else "adaptive Gauss-Hermite quadrature"
-        )
-        out[0] = f"Generalized linear mixed model fit by maximum likelihood ({how})"
+        out[0] = f"Generalized linear mixed model fit by {_HOW[m.method]}"
         out.insert(1, f"Family: {m.family.name} ({m.family.link})")
     out += [f"Note: {notice}" for notice in m.frame.notices]
+    if m.method == "PQL":
+        return [*out, "", "(PQL has no likelihood: no AIC, BIC or deviance test)"]
     if m.method == "REML":
         return [*out, "", f"REML criterion at convergence: {-2.0 * m.loglik:.3f}"]
     rows = [
@@ -423,8 +464,11 @@ def text(m: GLMM, *, full: bool = False) -> str:
         out += ["", f"Fixed effects of {part.name}:", *_table(rows, 1)]
     if m.is_generalized and len(m.dispersion):
         rows = [["", "Estimate", "Std. Error"]]
+        limits = at_limit(m)
         for name, v in m.dispersion.items():
-            rows.append([str(name), f"{v:.4g}", f"{m.dispersion_se[name]:.4g}"])
+            star = "*" if name in limits else ""
+            size = "NA" if star else f"{m.dispersion_se[name]:.4g}"
+            rows.append([str(name), f"{v:.4g}{star}", size])
         out += ["", "Own parameters of the family:", *_table(rows, 1)]
     if full and 1 < len(m.fixef) <= 20:
         out += ["", "Correlation of fixed effects:", *_table(_corr_rows(m), 1)]

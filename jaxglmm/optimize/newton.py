@@ -256,8 +256,12 @@ def _take(
 
 def _judge(s, step, accept, finite, start, radius, tight, loose) -> Array:
     """Status after an evaluation; -1 to go on."""
+    # steps that stay long lead towards an optimum at infinity
+    short = jnp.sum(step.p**2) <= 1e-4 * (1.0 + jnp.sum(s.x**2))
     stopped = (step.decrement <= tight) | (
-        (step.decrement <= loose) & (~accept | (step.decrement > 0.25 * s.decrement))
+        (step.decrement <= loose)
+        & short
+        & (~accept | (step.decrement > 0.25 * s.decrement))
     )
     minimum = stopped & (step.min_eigenvalue >= -1e-6)
     flat = step.min_eigenvalue <= _FLAT
