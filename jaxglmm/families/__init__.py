@@ -1,6 +1,7 @@
 """Response families. A family is a log density of y given its linear predictors.
 
-links, special       g and its inverse; careful helpers
+links                g and its inverse
+special, deviances   careful functions with short derivative rules
 base                 the interface, and custom families from a log density
 continuous           Gaussian, Student, LogNormal, Gamma, InverseGaussian, Beta
 binary, counts       proportions of trials; counts and truncated counts

@@ -27,8 +27,9 @@ import numpy as np
 
 from jaxglmm.families.base import Family, check_link, moments
 from jaxglmm.families.checks import check_trials
+from jaxglmm.families.deviances import factorial_rest, log_rising
 from jaxglmm.families.links import LINKS
-from jaxglmm.families.special import factorial_rest, log_rising, softplus
+from jaxglmm.families.special import softplus
 from jaxglmm.typing import Array
 
 __all__ = ["BetaBinomial", "Binomial"]

@@ -38,14 +38,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.families.base import Family, PositiveMean, check_link, moments
+from jaxglmm.families.deviances import binet, exp_excess, squared_excess
 from jaxglmm.families.links import LINKS
 from jaxglmm.families.special import (
     LOG_2PI,
-    binet,
-    exp_excess,
-    exp_limit,
     expm1,
     safe_exp,
+    scaled_softplus,
     softplus,
 )
 from jaxglmm.typing import Array
@@ -144,8 +143,9 @@ class Student(_RealMean):
         log_a = log_nu - jnp.log(2.0)  # a = nu / 2
         a = safe_exp(log_a)
         z2 = w * ((y - self._mean(eta)) * safe_exp(-log_sigma, 150.0)) ** 2
-        rise = softplus(-log_nu)  # log(1 + 1 / nu); Gamma(a + 1/2) / Gamma(a)
-        constant = a * rise - 0.5 + binet(a + 0.5, log_a + rise) - binet(a, log_a)
+        # Gamma(a + 1/2) / Gamma(a), with a log(1 + 1 / nu) = A / 2
+        constant = 0.5 * (scaled_softplus(log_nu, -log_nu) - 1.0)
+        constant = constant + binet(log_a + softplus(-log_nu)) - binet(log_a)
         kernel = (a + 0.5) * jnp.log1p(z2 * safe_exp(-log_nu))
         return constant + 0.5 * (jnp.log(w) - LOG_2PI) - log_sigma - kernel
 
@@ -251,7 +251,7 @@ class Gamma(_Dispersed):
         log_a = jnp.log(w) - psi[0]
         log_y = jnp.log(y)
         kernel = exp_excess(log_y - self._log_mu(eta), log_a)
-        rest = 0.5 * (log_a - LOG_2PI) - binet(safe_exp(log_a), log_a)
+        rest = 0.5 * (log_a - LOG_2PI) - binet(log_a)
         return rest - kernel - log_y
 
     def variance(self, eta, psi, w):
@@ -297,14 +297,7 @@ class InverseGaussian(_Dispersed):
     def _half_deviance(self, y, eta, log_a):
         """Half of a (y - mu)^2 / (mu^2 y) = a (exp(t) - 1)^2 / y, t = log(y / mu)."""
         log_y = jnp.log(y)
-        t, c = log_y - self._log_mu(eta), log_a - log_y
-        near = t < 1.0
-        close = safe_exp(c) * expm1(jnp.where(near, t, 0.0)) ** 2
-        t_far = jnp.where(near, 1.0, t)
-        limit = exp_limit(t) - 10.0
-        far = safe_exp(2.0 * t_far + c, limit) - 2.0 * safe_exp(t_far + c, limit)
-        far = far + safe_exp(c)
-        return 0.5 * jnp.where(near, close, far)
+        return squared_excess(log_y - self._log_mu(eta), log_a - log_y)
 
     def _log_lik(self, y, eta, psi, w):
         log_a = jnp.log(w) - psi[0]
@@ -372,9 +365,9 @@ class Beta(Family):
         alpha, beta = safe_exp(log_alpha), safe_exp(log_beta)
         divergence = alpha * (log_p - log_y) + beta * (log_q - log_1y)
         rest = (
-            binet(safe_exp(log_phi), log_phi)
-            - binet(alpha, log_alpha)
-            - binet(beta, log_beta)
+            binet(log_phi)
+            - binet(log_alpha)
+            - binet(log_beta)
             + 0.5 * (log_alpha + log_beta - log_phi - LOG_2PI)
         )
         return rest - divergence - log_y - log_1y

@@ -30,18 +30,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.families.base import PositiveMean, check_link, moments
-from jaxglmm.families.special import (
+from jaxglmm.families.deviances import (
     binet,
-    expm1,
     factorial_rest,
-    log1mexp_exp,
+    genpois_excess,
     log_count,
-    log_harmonic,
-    log_positive,
-    log_softplus,
     nbinom_half_deviance,
     poisson_half_deviance,
+)
+from jaxglmm.families.special import (
+    expm1,
+    log1mexp_exp,
+    log_add_exp,
+    log_softplus,
     safe_exp,
+    scaled_sigmoid,
     softplus,
 )
 from jaxglmm.typing import Array
@@ -112,24 +115,17 @@ class _NegativeBinomial(_Count):
         check_link(self)
 
     def _logs(self, eta: Array, psi: Array) -> tuple[Array, Array]:
-        """Log mu and log theta."""
+        """Log theta, and d = log(mu / theta), which is psi for kind 1."""
         log_mu = self._log_mu(eta)
-        return log_mu, psi[0] if self.kind == 2 else log_mu - psi[0]
+        if self.kind == 1:
+            return log_mu - psi[0], psi[0]
+        return psi[0], log_mu - psi[0]
 
-    def _log_mass(self, y: Array, log_mu: Array, log_theta: Array) -> Array:
-        theta = safe_exp(log_theta)
-        total = jnp.where(y > 0, y, 1.0) + theta
-        rest = (
-            binet(total, jnp.log(total))
-            - binet(theta, log_theta)
-            - 0.5 * softplus(log_count(y) - log_theta)
-        )
-        rest = jnp.where(y > 0, rest, 0.0) - factorial_rest(y)
-        return rest - nbinom_half_deviance(y, log_mu, log_theta)
-
-    def _log_excess(self, log_mu: Array, log_theta: Array) -> Array:
-        """log(Var / mu)."""
-        return softplus(log_mu - log_theta)
+    def _log_mass(self, y: Array, log_theta: Array, d: Array) -> Array:
+        log_y = log_count(y)
+        rest = binet(log_add_exp(log_y, log_theta)) - binet(log_theta)
+        rest = rest - 0.5 * softplus(log_y - log_theta) - factorial_rest(y)
+        return rest - nbinom_half_deviance(y, log_theta, d)
 
     def psi_start(self, y, w):
         """By moments, as if the mean were constant."""
@@ -161,15 +157,15 @@ class NegativeBinomial(_NegativeBinomial):
 
     def variance(self, eta, psi, w):
         """Variance of y, ()."""
-        log_mu, log_theta = self._logs(eta, psi)
-        return jnp.exp(log_mu + self._log_excess(log_mu, log_theta))
+        log_theta, d = self._logs(eta, psi)
+        return jnp.exp(log_theta + d + softplus(d))
 
     def expected_information(self, eta, psi, w):
         """Information about eta at a given theta; kind 2 only, ()."""
         if self.kind == 1:
             return super().expected_information(eta, psi, w)
-        log_mu, log_theta = self._logs(eta, psi)
-        precision = safe_exp(log_harmonic(log_mu, log_theta))
+        log_theta, d = self._logs(eta, psi)
+        precision = scaled_sigmoid(log_theta, d)
         return w * self._slope(eta) ** 2 * precision
 
     def unit_deviance(self, y, eta, psi, w):
@@ -258,11 +254,11 @@ class TruncatedNegativeBinomial(_Truncated, _NegativeBinomial):
         return log_mass - self._log_positive_mass(eta, psi)
 
     def _log_positive_mass(self, eta, psi):
-        log_mu, log_theta = self._logs(eta, psi)
-        return log1mexp_exp(log_theta + log_softplus(log_mu - log_theta))
+        log_theta, d = self._logs(eta, psi)
+        return log1mexp_exp(log_theta + log_softplus(d))
 
     def _log_excess_of(self, eta, psi):
-        return self._log_excess(*self._logs(eta, psi))
+        return softplus(self._logs(eta, psi)[1])
 
     def sample(self, key, eta, psi, w):
         """Draw a count from the jumps of a negative binomial process, ().
@@ -271,15 +267,15 @@ class TruncatedNegativeBinomial(_Truncated, _NegativeBinomial):
         what follows is negative binomial with theta (1 - T).
         """
         key_t, key_u, key_v, key_y = jax.random.split(key, 4)
-        log_mu, log_theta = self._logs(eta, psi)
-        rate = jnp.exp(log_theta + log_softplus(log_mu - log_theta))
+        log_theta, d = self._logs(eta, psi)
+        rate = jnp.exp(log_theta + log_softplus(d))
         rest = jnp.log1p(-_first_event(key_t, rate))
         # logarithmic size: geometric with success probability (1 - v)^U
         u = jax.random.uniform(key_u, (), eta.dtype)
         e = jax.random.exponential(key_v, (), eta.dtype)
-        log_fail = jnp.log(-expm1(-u * softplus(log_mu - log_theta)))
+        log_fail = jnp.log(-expm1(-u * softplus(d)))
         size = 1.0 + jnp.floor(jnp.where(jnp.isfinite(log_fail), e / -log_fail, 0.0))
-        return size + _nbinom_draw(key_y, log_mu + rest, log_theta + rest)
+        return size + _nbinom_draw(key_y, log_theta + rest, d)
 
 
 @dataclass(frozen=True)
@@ -306,17 +302,8 @@ class GeneralizedPoisson(_Count):
     def _log_f(self, y, eta, psi):
         log_mu, log_c = self._log_mu(eta), -0.5 * psi[0]
         positive = jnp.where(y > 0, y, 1.0)
-        log_y = jnp.log(positive)
-        r = safe_exp(log_c) * expm1(_capped(log_mu - log_y))
-        log_ratio = log_c + log_mu - log_y
-        big = log_ratio > 30.0
-        ratio = jnp.exp(jnp.where(big, 0.0, log_ratio))
-        log_1r = log_positive(ratio - expm1(jnp.where(big, 0.0, log_c)))
-        log_1r = jnp.where(big, log_ratio, log_1r)
-        near = jnp.abs(r) < 0.5
-        log_1r = jnp.where(near, jnp.log1p(jnp.where(near, r, 0.0)), log_1r)
-        some = log_mu - log_y + log_c - factorial_rest(positive)
-        some = some + (y - 1.0) * log_1r - y * r
+        some = log_mu - jnp.log(positive) + log_c - factorial_rest(positive)
+        some = some - genpois_excess(positive, log_mu, log_c)
         return jnp.where(y > 0, some, -safe_exp(log_mu + log_c))
 
     def variance(self, eta, psi, w):
@@ -350,12 +337,6 @@ class GeneralizedPoisson(_Count):
         return np.array([np.log(np.clip(variance / max(mean, 1e-3), 0.5, 1e4))])
 
 
-def _capped(x: Array) -> Array:
-    """x, or the point beyond which exp(x) y would overflow."""
-    top = 670.0 if jnp.finfo(x.dtype).bits == 64 else 50.0
-    return jnp.where(x > top, top, x)
-
-
 def poisson_draw(key: Array, rate: Array) -> Array:
     """Poisson draw in the dtype of the rate; beyond 1e8 a rounded normal one."""
     huge = ~(rate < 1e8)
@@ -365,12 +346,12 @@ def poisson_draw(key: Array, rate: Array) -> Array:
     return jnp.where(huge, large, small.astype(rate.dtype))
 
 
-def _nbinom_draw(key: Array, log_mu: Array, log_theta: Array) -> Array:
+def _nbinom_draw(key: Array, log_theta: Array, d: Array) -> Array:
     """Poisson with a gamma rate; theta -> 0 and -> inf stay finite."""
     key_rate, key_y = jax.random.split(key)
     theta = jnp.exp(log_theta)
-    log_rate = jax.random.loggamma(key_rate, theta, (), log_mu.dtype)
-    return poisson_draw(key_y, jnp.exp(log_rate - log_theta + log_mu))
+    log_rate = jax.random.loggamma(key_rate, theta, (), d.dtype)
+    return poisson_draw(key_y, jnp.exp(log_rate + d))
 
 
 def _first_event(key: Array, rate: Array) -> Array:

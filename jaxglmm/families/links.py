@@ -28,10 +28,12 @@ from jaxglmm.families.special import (
     exp_limit,
     log1mexp,
     log1mexp_exp,
+    log_atan,
     log_ndtr,
     log_positive,
     safe_exp,
     softplus,
+    tiny_of,
 )
 from jaxglmm.typing import Array
 
@@ -75,9 +77,8 @@ def _cloglog_pair(eta: Array) -> tuple[Array, Array]:
 
 
 def _cauchit_pair(eta: Array) -> tuple[Array, Array]:
-    one = jnp.ones_like(eta)
     log_pi = math.log(math.pi)
-    return jnp.log(jnp.atan2(one, -eta)) - log_pi, jnp.log(jnp.atan2(one, eta)) - log_pi
+    return log_atan(eta) - log_pi, log_atan(-eta) - log_pi
 
 
 def _log_pair(eta: Array) -> tuple[Array, Array]:
@@ -90,7 +91,7 @@ def _moderate_exp(eta: Array) -> Array:
 
 
 def _reciprocal(eta: Array) -> Array:
-    tiny = 1e-70 if exp_limit(eta) == 700.0 else 1e-8
+    tiny = tiny_of(eta)
     small = jnp.abs(eta) < tiny
     return jnp.where(small, 1.0 / tiny, 1.0 / jnp.where(small, 1.0, eta))
 

@@ -32,7 +32,6 @@ from jaxglmm.families.base import Family, check_link
 from jaxglmm.families.checks import check_support
 from jaxglmm.families.links import LINKS
 from jaxglmm.families.special import (
-    expm1,
     log1mexp,
     log1mexp_exp,
     log_ndtr,
@@ -162,13 +161,7 @@ def _log_between(link: str, a: Array, b: Array, log_d: Array) -> Array:
     if link == "logit":
         return -softplus(-b) - softplus(a) + log1mexp_exp(log_d)
     if link == "cloglog":
-        d = safe_exp(log_d)
-        small = d < 1.0
-        grown = jnp.where(
-            small,
-            log_d + _log_expm1_ratio(jnp.where(small, d, 0.5)),
-            d + log1mexp(jnp.where(small, 1.0, d)),
-        )
+        grown = safe_exp(log_d) + log1mexp_exp(log_d)  # log(exp(d) - 1)
         return log1mexp_exp(a + grown) - safe_exp(a)
     if link == "cauchit":
         return jnp.log(jnp.atan2(safe_exp(log_d), 1.0 + a * b)) - math.log(math.pi)
@@ -176,12 +169,3 @@ def _log_between(link: str, a: Array, b: Array, log_d: Array) -> Array:
     high = jnp.where(flip, -a, b)
     low = jnp.where(flip, -b, a)
     return log_ndtr(high) + log1mexp(log_ndtr(high) - log_ndtr(low))
-
-
-def _log_expm1_ratio(d: Array) -> Array:
-    """log((exp(d) - 1) / d) for 0 < d < 1."""
-    small = d < 1e-3
-    near = jnp.where(small, d, 1e-3)
-    far = jnp.where(small, 0.5, d)
-    series = near / 2 + near**2 / 24 - near**4 / 2880
-    return jnp.where(small, series, jnp.log(expm1(far) / far))

@@ -1,72 +1,78 @@
 """Special functions that stay finite and accurate, with their derivatives.
 
-All act on scalars (or elementwise) and are differentiable to any order; where a
-formula changes with its argument, both branches see an argument at which they are
-harmless, so that the branch not taken contributes no NaN to a gradient.
+All act on scalars and are differentiable to any order. Fits differentiate densities
+four times, so each function with a careful, branched formula has a rule: the formula
+is used for its value only, and its derivative is a short expression in functions that
+have rules themselves. The families of such functions are closed:
 
-With s(x) Binet's function,
+    softplus' = sigmoid(x),                 sigmoid' = sigmoid(x) sigmoid(-x)
+    A = e^t softplus(d),                    A_t = A,      A_d = B
+    B = e^t sigmoid(d),                     B_t = B,      B_d = B sigmoid(-d)
+    L = log(1 - exp(-u)), u = e^z,          L' = R = u / (e^u - 1)
+                                            R' = R G,     G = 1 - u - R
+                                            G' = -u - R G
+    log Phi' = h = phi / Phi,               h' = -h w,    w = x + h
+                                            w' = v,       v = 1 - h w
+                                            v' = h (w^2 - v)
 
-    log Gamma(x) = (x - 1/2) log x - x + (1/2) log 2 pi + s(x),                      (1)
+Functions with an ``order`` are their own derivatives of that order.
 
-densities of gamma type separate into a deviance, which is a difference of large
-numbers computed as a whole, and small corrections s (Loader 2000):
-
-    log y! = y log y - y + c(y),           c(y) = (1/2) log 2 pi y + s(y),          (2)
-    log Gamma(k + a) - log Gamma(a)
-           = k log a - k + (k + a - 1/2) log(1 + k / a) + s(k + a) - s(a).          (3)
-
-References: Loader (2000), Fast and accurate computation of binomial probabilities;
-Abramowitz and Stegun (1964), 6.1.41 (the series of s) and 26.2.12 (the normal tail).
+References: Abramowitz and Stegun (1964), 4.5.64 (R) and 26.2.12 (the normal tail).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from fractions import Fraction
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from jaxglmm.typing import Array
 
 __all__ = [
     "LOG_2PI",
-    "binet",
-    "exp_excess",
     "exp_limit",
     "expm1",
-    "factorial_rest",
     "log1mexp",
     "log1mexp_exp",
     "log_add_exp",
-    "log_count",
-    "log_harmonic",
+    "log_atan",
+    "log_derivative",
     "log_ndtr",
     "log_positive",
-    "log_rising",
     "log_softplus",
-    "nbinom_half_deviance",
-    "poisson_half_deviance",
     "safe_exp",
+    "scaled_sigmoid",
+    "scaled_softplus",
     "sigmoid",
     "softplus",
+    "tangent_of",
+    "tiny_of",
 ]
 
 LOG_2PI = math.log(2.0 * math.pi)
-_LOG_ZERO = -1e4  # stands for log 0: exp of it, times anything here, is zero
-_SHIFT = 8
-_BINET = (
-    1 / 12,
-    -1 / 360,
-    1 / 1260,
-    -1 / 1680,
-    1 / 1188,
-    -691 / 360360,
-    1 / 156,
-)  # error 8e-16 at x = 8
+
+
+def tangent_of(value: Array, *terms: tuple[Callable[[], Array], Any]) -> Array:
+    """Sum of partial derivative times tangent; without those known to be zero.
+
+    A partial derivative is given as a function, called only where it is needed: data
+    have no tangent, and cost nothing then.
+    """
+    live = [by() * d for by, d in terms if not isinstance(d, SymbolicZero)]
+    return sum(live[1:], live[0]) if live else jnp.zeros_like(value)
 
 
 def _is_double(x: Array) -> bool:
     return jnp.finfo(jnp.result_type(x, 0.0)).bits == 64
+
+
+# ---- exponentials --------------------------------------------------------------------
 
 
 def exp_limit(x: Array) -> float:
@@ -74,13 +80,27 @@ def exp_limit(x: Array) -> float:
     return 700.0 if _is_double(x) else 75.0
 
 
-def safe_exp(x: Array, limit: float | None = None) -> Array:
-    """exp(x), continued beyond a limit by its parabola there, so that it is finite."""
-    limit = exp_limit(x) if limit is None else limit
-    beyond = x > limit
-    q = jnp.where(beyond, limit, x)
-    d = jnp.where(beyond, x - limit, 0.0)
-    return jnp.exp(q) * (1.0 + d + 0.5 * d**2)
+def safe_exp(x: Array, limit: float | None = None, order: int = 0) -> Array:
+    """exp(x), continued beyond a limit by its parabola there, so that it is finite.
+
+    Derivatives are those of this function up to the second; the following ones repeat
+    exp(limit) beyond the limit.
+    """
+    return _safe_exp(x, exp_limit(x) if limit is None else limit, min(order, 2))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _safe_exp(x: Array, limit: float, order: int) -> Array:
+    low = jnp.minimum(x, limit)
+    d = x - low
+    return jnp.exp(low) * (1.0 + d * (1.0 + 0.5 * d), 1.0 + d, 1.0)[order]
+
+
+@_safe_exp.defjvp
+def _safe_exp_jvp(limit, order, primals, tangents):
+    (x,), (dx,) = primals, tangents
+    slope = _safe_exp(x, limit, min(order + 1, 2))
+    return slope if order == 2 else _safe_exp(x, limit, order), slope * dx
 
 
 @jax.custom_jvp
@@ -93,6 +113,9 @@ def expm1(x: Array) -> Array:
 def _expm1_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
     return expm1(x), jnp.exp(x) * dx
+
+
+# ---- softplus and its relatives ------------------------------------------------------
 
 
 @jax.custom_jvp
@@ -111,7 +134,7 @@ def _sigmoid_jvp(primals, tangents):
 @jax.custom_jvp
 def softplus(x: Array) -> Array:
     """log(1 + exp(x)); its derivative is ``sigmoid``."""
-    return jnp.where(x > 0, x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+    return jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
 @softplus.defjvp
@@ -120,17 +143,83 @@ def _softplus_jvp(primals, tangents):
     return softplus(x), sigmoid(x) * dx
 
 
+@jax.custom_jvp
 def log_softplus(x: Array) -> Array:
     """Log of softplus(x), which tends to x for x -> -inf."""
     small = x < -9.0
-    u = jnp.exp(jnp.where(small, x, -9.0))
+    u = jnp.exp(jnp.minimum(x, -9.0))
     series = u * (-1 / 2 + u * (5 / 24 + u * (-1 / 8 + u * (251 / 2880))))
-    return jnp.where(small, x + series, jnp.log(softplus(jnp.where(small, 0.0, x))))
+    return jnp.where(small, x + series, jnp.log(softplus(jnp.maximum(x, -9.0))))
 
 
+@log_softplus.defjvp
+def _log_softplus_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return log_softplus(x), _softplus_slope(x) * dx
+
+
+@jax.custom_jvp
+def _softplus_slope(x: Array) -> Array:
+    """sigmoid(x) / softplus(x), 1 for x -> -inf."""
+    x = jnp.maximum(x, -exp_limit(x))
+    return sigmoid(x) / softplus(x)
+
+
+@_softplus_slope.defjvp
+def _softplus_slope_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    out = _softplus_slope(x)
+    return out, out * (sigmoid(-x) - out) * dx
+
+
+@jax.custom_jvp
 def log_add_exp(a: Array, b: Array) -> Array:
     """log(exp(a) + exp(b)) for finite a and b."""
-    return jnp.where(a > b, a + softplus(b - a), b + softplus(a - b))
+    return jnp.maximum(a, b) + jnp.log1p(jnp.exp(-jnp.abs(a - b)))
+
+
+@partial(log_add_exp.defjvp, symbolic_zeros=True)
+def _log_add_exp_jvp(primals, tangents):
+    (a, b), (da, db) = primals, tangents
+    out = log_add_exp(a, b)
+    by_a, by_b = lambda: sigmoid(a - b), lambda: sigmoid(b - a)
+    return out, tangent_of(out, (by_a, da), (by_b, db))
+
+
+def _bounded_exp(t: Array, d: Array) -> Array:
+    # a few times this has to be finite, too
+    return safe_exp(jnp.minimum(t, t + d), exp_limit(t) - 5.0)
+
+
+@jax.custom_jvp
+def scaled_sigmoid(t: Array, d: Array) -> Array:
+    """B = exp(t) sigmoid(d), never above exp(t) and exp(t + d)."""
+    return _bounded_exp(t, d) / (1.0 + jnp.exp(-jnp.abs(d)))
+
+
+@partial(scaled_sigmoid.defjvp, symbolic_zeros=True)
+def _scaled_sigmoid_jvp(primals, tangents):
+    (t, d), (dt, dd) = primals, tangents
+    out = scaled_sigmoid(t, d)
+    return out, tangent_of(out, (lambda: out, dt), (lambda: out * sigmoid(-d), dd))
+
+
+@jax.custom_jvp
+def scaled_softplus(t: Array, d: Array) -> Array:
+    """A = exp(t) log(1 + exp(d)), never above exp(t + d)."""
+    u = jnp.maximum(jnp.exp(-jnp.abs(d)), 4.0 * jnp.finfo(d.dtype).tiny)
+    log_1u = jnp.log1p(u)
+    return _bounded_exp(t, d) * jnp.where(d < 0, log_1u / u, d + log_1u)
+
+
+@partial(scaled_softplus.defjvp, symbolic_zeros=True)
+def _scaled_softplus_jvp(primals, tangents):
+    (t, d), (dt, dd) = primals, tangents
+    out = scaled_softplus(t, d)
+    return out, tangent_of(out, (lambda: out, dt), (lambda: scaled_sigmoid(t, d), dd))
+
+
+# ---- logarithms ----------------------------------------------------------------------
 
 
 def log_positive(x: Array) -> Array:
@@ -139,201 +228,193 @@ def log_positive(x: Array) -> Array:
     A mean that has to be positive may come from a linear predictor that is not: then
     this is a steep step, finite with its derivatives, from which a line search turns.
     """
-    tiny = _tiny(x)
-    below = x < tiny
-    step = jnp.log(jnp.where(below, 2.0 * tiny - x, tiny)) - math.log(tiny)
-    return jnp.log(jnp.where(below, tiny, x)) - step
+    return log_derivative(x, 0)
 
 
-def _tiny(x: Array) -> float:
+def tiny_of(x: Array) -> float:
+    """Where ``log_positive`` leaves the logarithm."""
     return 1e-70 if _is_double(x) else 1e-8
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def log_derivative(x: Array, order: int) -> Array:
+    """Derivative of ``log_positive``."""
+    tiny = tiny_of(x)
+    below = x < tiny
+    r = jnp.where(below, 2.0 * tiny - x, x)
+    if order == 0:
+        return jnp.where(below, 2.0 * math.log(tiny) - jnp.log(r), jnp.log(r))
+    out = math.factorial(order - 1) / r**order
+    return out if order % 2 else jnp.where(below, out, -out)
+
+
+@log_derivative.defjvp
+def _log_derivative_jvp(order, primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return log_derivative(x, order), log_derivative(x, order + 1) * dx
 
 
 def log1mexp(x: Array) -> Array:
     """log(1 - exp(-x)) for x > 0, with the step of ``log_positive`` below."""
-    tiny = _tiny(x)
-    small = x < 0.7
-    low = jnp.where(small, x, 0.5)
-    below = low < tiny
-    step = jnp.log(jnp.where(below, 2.0 * tiny - low, tiny)) - math.log(tiny)
-    near = jnp.log(-expm1(-jnp.where(below, tiny, low))) - step
-    far = jnp.log1p(-jnp.exp(-jnp.where(small, 1.0, x)))
-    return jnp.where(small, near, far)
+    return log1mexp_exp(log_positive(x))
 
 
-def log1mexp_exp(x: Array) -> Array:
-    """log(1 - exp(-exp(x))), which tends to x for x -> -inf."""
-    tail = x < -5.0
-    far = x > 0.0
-    u = jnp.exp(jnp.where(tail, x, -6.0))  # log((1 - exp(-u)) / u), A&S 4.5.65
+def _capped_exp(z: Array) -> Array:
+    return jnp.clip(jnp.exp(z), 4.0 * jnp.finfo(z.dtype).tiny, exp_limit(z))
+
+
+@jax.custom_jvp
+def log1mexp_exp(z: Array) -> Array:
+    """L = log(1 - exp(-exp(z))), which tends to z for z -> -inf."""
+    u = _capped_exp(z)
+    return jnp.where(z < 0, z + jnp.log(-jnp.expm1(-u) / u), jnp.log1p(-jnp.exp(-u)))
+
+
+@log1mexp_exp.defjvp
+def _log1mexp_exp_jvp(primals, tangents):
+    (z,), (dz,) = primals, tangents
+    return log1mexp_exp(z), _bernoulli(z) * dz
+
+
+@jax.custom_jvp
+def _bernoulli(z: Array) -> Array:
+    """R = u / (exp(u) - 1), u = exp(z)."""
+    u = _capped_exp(z)
+    return u / jnp.expm1(u)
+
+
+@_bernoulli.defjvp
+def _bernoulli_jvp(primals, tangents):
+    (z,), (dz,) = primals, tangents
+    out = _bernoulli(z)
+    return out, out * _bernoulli_rest(z) * dz
+
+
+@jax.custom_jvp
+def _bernoulli_rest(z: Array) -> Array:
+    """G = 1 - u - R, without cancellation for small u."""
+    u = _capped_exp(z)
     u2 = u**2
-    series = -u / 2 + u2 * (1 / 24 + u2 * (-1 / 2880 + u2 / 181440))
-    middle = jnp.log(-expm1(-jnp.exp(jnp.where(tail | far, 0.0, x))))
-    end = x > 7.0  # where exp(-exp(x)) is zero
-    above = jnp.log1p(-jnp.exp(-jnp.exp(jnp.where(far & ~end, x, 1.0))))
-    above = jnp.where(end, 0.0, above)
-    return jnp.where(tail, x + series, jnp.where(far, above, middle))
+    near = -u / 2 - u2 * (1 / 12 - u2 * (1 / 720 - u2 * (1 / 30240 - u2 / 1209600)))
+    return jnp.where(u < 0.1, near, 1.0 - u - u / jnp.expm1(u))
 
 
+@_bernoulli_rest.defjvp
+def _bernoulli_rest_jvp(primals, tangents):
+    (z,), (dz,) = primals, tangents
+    out = _bernoulli_rest(z)
+    return out, -(_capped_exp(z) + _bernoulli(z) * out) * dz
+
+
+@jax.custom_jvp
+def log_atan(x: Array) -> Array:
+    """Log of the angle atan2(1, -x), between 0 and pi."""
+    return jnp.log(jnp.atan2(jnp.ones_like(x), -x))
+
+
+@log_atan.defjvp
+def _log_atan_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    out = log_atan(x)
+    return out, jnp.exp(-out) / (1.0 + x**2) * dx
+
+
+# ---- the normal distribution ---------------------------------------------------------
+
+
+def _tail_coefficients(terms: int) -> tuple[tuple[float, ...], ...]:
+    """Of log(-x phi(x)^-1 Phi(x)) = sum a_k x^(-2 k), and of its derivatives.
+
+    a_k, 2 k a_k and 2 k (2 k + 1) a_k, from the series 1 - v + 3 v^2 - 15 v^3 ...
+    """
+    c = [Fraction(1)]
+    for k in range(1, terms + 1):
+        c.append(-(2 * k - 1) * c[-1])
+    a = [Fraction(0)]
+    for k in range(1, terms + 1):
+        a.append(c[k] - sum(Fraction(j, k) * a[j] * c[k - j] for j in range(1, k)))
+    return (
+        tuple(float(a[k]) for k in range(1, terms + 1)),
+        tuple(float(2 * k * a[k]) for k in range(1, terms + 1)),
+        tuple(float(2 * k * (2 * k + 1) * a[k]) for k in range(1, terms + 1)),
+    )
+
+
+_TAIL = _tail_coefficients(14)
+
+
+def _tail(x: Array, order: int) -> tuple[Array, Array, Array]:
+    """Whether x is in the tail, beyond -14 (float32: -10); -x there, and the series."""
+    start = -14.0 if _is_double(x) else -10.0
+    minus_x = -jnp.minimum(x, start)
+    coefficients = jnp.asarray(_TAIL[order], x.dtype)
+    k = 2.0 * jnp.arange(1, len(_TAIL[order]) + 1).astype(x.dtype)
+    return x < start, minus_x, jnp.sum(coefficients * jnp.exp(-k * jnp.log(minus_x)))
+
+
+@jax.custom_jvp
 def log_ndtr(x: Array) -> Array:
     """Log of the standard normal distribution function.
 
-    Beyond -10 (float32: -5.5) the asymptotic series of the tail, 26.2.12 of Abramowitz
-    and Stegun, whose derivatives are Mills' ratio and so on without cancellation.
+    The asymptotic series of the tail, 26.2.12 of Abramowitz and Stegun, is used for
+    its derivatives, too, so that these do not cancel.
     """
-    start, terms = (-10.0, 16) if _is_double(x) else (-5.5, 15)
-    low, high = x < start, x > 0.0
-    tail = jnp.where(low, x, start)
-    v = 1.0 / tail**2
-    series = jnp.ones_like(v)
-    for k in range(terms, 0, -1):
-        series = 1.0 - (2 * k - 1) * v * series
-    asymptotic = -0.5 * tail**2 - 0.5 * LOG_2PI - jnp.log(-tail) + jnp.log(series)
-    root = math.sqrt(0.5)
-    middle = jnp.log(0.5 * jax.lax.erfc(-root * jnp.where(low | high, -1.0, x)))
-    above = jnp.log1p(-0.5 * jax.lax.erfc(root * jnp.where(high, x, 1.0)))
-    return jnp.where(low, asymptotic, jnp.where(high, above, middle))
+    tail, minus_x, series = _tail(x, 0)
+    end = series - 0.5 * minus_x**2 - 0.5 * LOG_2PI - jnp.log(minus_x)
+    rare = 0.5 * jax.lax.erfc(math.sqrt(0.5) * jnp.abs(x))
+    middle = jnp.where(x > 0, jnp.log1p(-rare), jnp.log(jnp.where(tail, 0.5, rare)))
+    return jnp.where(tail, end, middle)
 
 
-def _binet_series(x: Array) -> Array:
-    v = 1.0 / x
-    v2 = v**2
-    out = jnp.full_like(v, _BINET[-1])
-    for coefficient in _BINET[-2::-1]:
-        out = coefficient + v2 * out
-    return v * out
+@log_ndtr.defjvp
+def _log_ndtr_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return log_ndtr(x), _mills(x) * dx
 
 
-def binet(x: Array, log_x: Array) -> Array:
-    """Binet's s(x) of (1), x > 0; x may underflow where ``log_x`` is given.
-
-    Below 8 by the recurrence log Gamma(x) = log Gamma(x + 8) - sum log(x + j).
-    """
-    small = x < _SHIFT
-    low, log_low = jnp.where(small, x, 1.0), jnp.where(small, log_x, 0.0)
-    product = low + 1.0
-    for j in range(2, _SHIFT):
-        product = product * (low + j)
-    X = low + _SHIFT
-    log_X = jnp.log(X)
-    shifted = _binet_series(X) + (X - 0.5) * log_X - _SHIFT
-    shifted = shifted - jnp.log(product) - (low + 0.5) * log_low
-    return jnp.where(small, shifted, _binet_series(jnp.where(small, 8.0, x)))
-
-
-def log_count(k: Array) -> Array:
-    """Log of k, with a finite stand-in for log 0."""
-    return jnp.where(k > 0, jnp.log(jnp.where(k > 0, k, 1.0)), _LOG_ZERO)
-
-
-def factorial_rest(k: Array) -> Array:
-    """c(k) of (2): log k! - (k log k - k), zero at k = 0."""
-    positive = jnp.where(k > 0, k, 1.0)
-    log_k = jnp.log(positive)
-    rest = 0.5 * (LOG_2PI + log_k) + binet(positive, log_k)
-    return jnp.where(k > 0, rest, 0.0)
-
-
-def log_rising(k: Array, log_a: Array) -> Array:
-    """Rise log Gamma(k + a) - log Gamma(a) - k log a + k, by (3)."""
-    positive = jnp.where(k > 0, k, 1.0)
-    a = safe_exp(log_a)
-    total = positive + a
-    ratio = softplus(jnp.log(positive) - log_a)
-    out = (total - 0.5) * ratio + binet(total, jnp.log(total)) - binet(a, log_a)
-    return jnp.where(k > 0, out, 0.0)
-
-
-def exp_excess(t: Array, log_c: Array) -> Array:
-    """Excess c (exp(t) - 1 - t), c = exp(log_c), without overflow of c exp(t)."""
-    near = jnp.abs(t) < 1.0
-    t_near, t_far = jnp.where(near, t, 0.0), jnp.where(near, 2.0, t)
-    c = safe_exp(log_c)
-    close = c * (expm1(t_near) - t_near)
-    return jnp.where(near, close, safe_exp(t_far + log_c) - c * (1.0 + t_far))
-
-
-def poisson_half_deviance(y: Array, log_mu: Array) -> Array:
-    """Half the Poisson deviance, y log(y / mu) - y + mu."""
-    log_y = jnp.log(jnp.where(y > 0, y, 1.0))
-    return jnp.where(y > 0, exp_excess(log_mu - log_y, log_y), safe_exp(log_mu))
+def _mills_middle(x: Array, tail: Array) -> Array:
+    x = jnp.where(tail, 0.0, x)
+    density = jnp.exp(-0.5 * x**2 - 0.5 * LOG_2PI)
+    return density / (0.5 * jax.lax.erfc(-math.sqrt(0.5) * x))
 
 
 @jax.custom_jvp
-def log_harmonic(a: Array, b: Array) -> Array:
-    """Log of exp(a) exp(b) / (exp(a) + exp(b)), with exact derivatives."""
-    return jnp.where(a < b, a - softplus(a - b), b - softplus(b - a))
+def _mills(x: Array) -> Array:
+    """H = phi(x) / Phi(x)."""
+    tail, minus_x, series = _tail(x, 1)
+    return jnp.where(tail, minus_x + (1.0 + series) / minus_x, _mills_middle(x, tail))
 
 
-@log_harmonic.defjvp
-def _log_harmonic_jvp(primals, tangents):
-    (a, b), (da, db) = primals, tangents
-    return log_harmonic(a, b), sigmoid(b - a) * da + sigmoid(a - b) * db
-
-
-def _nbinom_parts(y, log_mu, log_theta):
-    """Parts of K that are small where y is near mu, without cancellation.
-
-    t = log(y / mu), r = (y - mu) / (mu + theta), a = log(1 + r), theta a, and
-    t - a = log(1 + (y - mu) theta / (mu (y + theta))). For t beyond +-1 sums of logs
-    do; r is then only right where it is small.
-    """
-    log_y = log_count(y)
-    t = log_y - log_mu
-    above = t > 0
-    t_pos, t_neg = jnp.where(above, t, 0.0), jnp.where(above, 0.0, t)
-    log_share = log_y - log_theta - softplus(log_mu - log_theta)
-    share = jnp.exp(jnp.where(above & (log_share < 2.0), log_share, 2.0))
-    below = sigmoid(log_mu - log_theta) * expm1(t_neg)
-    r = jnp.where(above, -expm1(-t_pos) * share, below)
-    near = jnp.abs(t) < 1.0
-    t_near, theta = jnp.where(near, t, 0.0), safe_exp(log_theta)
-    theta_a = jnp.where(
-        near,
-        theta * jnp.log1p(jnp.where(near, r, 0.0)),
-        safe_exp(log_theta + log_softplus(log_y - log_theta))
-        - safe_exp(log_theta + log_softplus(log_mu - log_theta)),
-    )
-    rest = jnp.where(
-        near,
-        jnp.log1p(expm1(t_near) * sigmoid(log_theta - log_y)),
-        softplus(log_theta - log_mu) - softplus(log_theta - log_y),
-    )
-    return t, r, theta_a, rest
+@_mills.defjvp
+def _mills_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    h = _mills(x)
+    return h, -h * _mills_rise(x) * dx
 
 
 @jax.custom_jvp
-def nbinom_half_deviance(y: Array, log_mu: Array, log_theta: Array) -> Array:
-    """K = y log(y / mu) - (y + theta) log((y + theta) / (mu + theta)).
-
-    Its derivatives are written out, free of cancellation for counts of any size:
-    dK/dlog mu = (mu - y) theta / (mu + theta) and, with r = (y - mu) / (mu + theta),
-    dK/dlog theta = theta (r - log(1 + r)).
-    """
-    _, _, theta_a, rest = _nbinom_parts(y, log_mu, log_theta)
-    return y * rest - theta_a
+def _mills_rise(x: Array) -> Array:
+    """W = x + h."""
+    tail, minus_x, series = _tail(x, 1)
+    return jnp.where(tail, (1.0 + series) / minus_x, x + _mills_middle(x, tail))
 
 
-@nbinom_half_deviance.defjvp
-def _nbinom_half_deviance_jvp(primals, tangents):
-    y, log_mu, log_theta = primals
-    t, r, theta_a, rest = _nbinom_parts(y, log_mu, log_theta)
-    above = t > 0
-    t_pos, t_neg = jnp.where(above, t, 0.0), jnp.where(above, 0.0, t)
-    by_mu = jnp.where(
-        above,
-        y * expm1(-t_pos) * sigmoid(log_theta - log_mu),
-        -expm1(t_neg) * safe_exp(log_harmonic(log_mu, log_theta)),
-    )
-    small = jnp.abs(r) < 0.02
-    r_small = jnp.where(small, r, 0.0)
-    series = jnp.zeros_like(r)  # (r - log(1 + r)) / r^2
-    for k in range(12, 1, -1):
-        series = 1.0 / k - r_small * series
-    theta = safe_exp(jnp.where(small, log_theta, 0.0))
-    excess = theta * r_small * r_small * series
-    by_theta = jnp.where(small, excess, -by_mu - theta_a)
-    by_y = jnp.where(y > 0, rest, 0.0)
-    dy, dmu, dtheta = tangents
-    out = nbinom_half_deviance(y, log_mu, log_theta)
-    return out, by_y * dy + by_mu * dmu + by_theta * dtheta
+@_mills_rise.defjvp
+def _mills_rise_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return _mills_rise(x), _mills_variance(x) * dx
+
+
+@jax.custom_jvp
+def _mills_variance(x: Array) -> Array:
+    """V = 1 - h w, the variance of a normal variable cut off at x."""
+    tail, minus_x, series = _tail(x, 2)
+    h = _mills_middle(x, tail)
+    return jnp.where(tail, (1.0 + series) / minus_x**2, 1.0 - h * (x + h))
+
+
+@_mills_variance.defjvp
+def _mills_variance_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    v = _mills_variance(x)
+    return v, _mills(x) * (_mills_rise(x) ** 2 - v) * dx

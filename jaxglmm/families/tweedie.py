@@ -31,16 +31,13 @@ import numpy as np
 
 from jaxglmm.families.base import PositiveMean, check_link, moments
 from jaxglmm.families.counts import poisson_draw
-from jaxglmm.families.special import (
-    LOG_2PI,
+from jaxglmm.families.deviances import (
     binet,
     exp_excess,
     factorial_rest,
     poisson_half_deviance,
-    safe_exp,
-    sigmoid,
-    softplus,
 )
+from jaxglmm.families.special import LOG_2PI, safe_exp, sigmoid, softplus
 from jaxglmm.typing import Array
 
 __all__ = ["Tweedie"]
@@ -137,9 +134,9 @@ def _log_saturated(family: Tweedie, y: Array, psi: Array, w: Array) -> Array:
     terms = (
         0.5 * (log_shape - LOG_2PI)
         - poisson_half_deviance(count, log_lambda)
-        - factorial_rest(count)
+        - jax.vmap(factorial_rest)(count)
         - exp_excess(log_y - log_shape - log_tau, log_shape)
-        - binet(safe_exp(log_shape), log_shape)
+        - jax.vmap(binet)(log_shape)
     )
     top = jax.lax.stop_gradient(jnp.max(jnp.where(used, terms, -jnp.inf)))
     mass = jnp.exp(jnp.where(used, terms, top) - top)

@@ -1,15 +1,20 @@
 """Predictions, and their standard errors, for old and new data.
 
-    eta = offset + x beta (+ z b of the levels known),        one row at a time
+    eta_r = offset + x_r beta_r (+ z_r b of the levels known),    mu = mu(eta, psi)
 
-The standard error of a conditional prediction is that of x (beta^ - beta) +
-z (b^ - b) at the estimated covariance parameters: sigma^2 r' A^-1 r with
-r = (Lambda' z, x) and A the penalized normal equations
+one row at a time, r running over the linear predictors: zero inflation makes the mean
+(1 - pi) mu, a hurdle too, and a dispersion model counts where the mean depends on it.
+On the link scale eta_0 is predicted.
+
+The standard error of a conditional prediction of a linear model is that of
+x (beta^ - beta) + z (b^ - b) at the estimated covariance parameters:
+sigma^2 r' A^-1 r with r = (Lambda' z, x) and A the penalized normal equations
 
     A = [ Lambda' Z' W Z Lambda + I   Lambda' Z' W X ]
         [ X' W Z Lambda               X' W X         ]
 
-(Henderson 1975, doi:10.2307/2529430). An unseen level adds its own z Q z'.
+(Henderson 1975, doi:10.2307/2529430). An unseen level adds its own z Q z'. The standard
+error of a population mean is the delta method's, over all beta_r and psi.
 """
 
 from __future__ import annotations
@@ -24,9 +29,9 @@ from scipy.linalg import solve_triangular
 from scipy.sparse.linalg import splu
 
 from jaxglmm.errors import DataError
-from jaxglmm.inference.effects import linear_predictors, random_part
+from jaxglmm.inference.effects import random_part
 from jaxglmm.inference.matrices import random_design, relative_factor
-from jaxglmm.inference.rows import response_mean
+from jaxglmm.inference.rows import Means, response_mean
 
 if TYPE_CHECKING:
     from jaxglmm.model import GLMM
@@ -38,10 +43,15 @@ _CHUNK = 2_000  # rows solved for at once
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """Rows to predict: X (n, p), and per term z (n, k), codes, position in unseen."""
+    """Rows of one linear predictor: X (n, p), and per term z (n, k) and codes.
+
+    ``terms`` numbers its terms among those of the design; ``which`` is the position in
+    ``unseen``, the labels of unseen levels by group.
+    """
 
     X: np.ndarray
     offset: np.ndarray | None
+    terms: list[int]
     z: list[np.ndarray]
     group: list[np.ndarray]
     which: list[np.ndarray]
@@ -61,59 +71,65 @@ def predict(
     response: bool,
 ) -> pd.Series | pd.DataFrame:
     """What :meth:`jaxglmm.GLMM.predict` returns."""
-    _check_generalized(m, newdata, conditional, se)
-    if m.is_generalized and response and m.frame.others:
-        eta = linear_predictors(m.design, m.fit, conditional=conditional)
-        mu = response_mean(m.family, eta, m.fit.params.psi)[0]
-        return pd.Series(mu, m.frame.row_index, name="fit")
-    rows = _rows(m, newdata, conditional, offset)
-    eta = rows.X @ np.asarray(m.fit.params.beta)
-    if rows.offset is not None:
-        eta = eta + rows.offset
-    if conditional:
-        if new_levels == "error":
-            _refuse_unknown(rows)
-        drawn = _draws(m, rows, key) if new_levels == "draw" else None
-        eta = eta + random_part(rows.z, rows.group, m.fit.b, unseen=drawn)
-    slope = 1.0
-    if m.is_generalized and response:
-        eta, slope = response_mean(m.family, eta[:, None], m.fit.params.psi)
-    out = pd.Series(eta, rows.index, name="fit")
-    if not se:
-        return out
-    size = np.abs(slope) * _se(m, rows, conditional)
-    return pd.DataFrame({"fit": out, "se": size}, index=rows.index)
-
-
-def _check_generalized(m: GLMM, newdata: Any, conditional: bool, se: bool) -> None:
-    """Refuse what generalized models do not predict."""
-    if not m.is_generalized:
-        return
-    if se and conditional:
+    if m.is_generalized and se and conditional:
         raise ValueError(
             "standard errors of conditional predictions are for linear models; use "
             "re='population'"
         )
-    if m.frame.others and (newdata is not None or se):
-        raise ValueError(
-            "models with zi= or dispersion= predict for the rows they were fitted to, "
-            "without standard errors; leave newdata= and se= out"
-        )
+    if newdata is None and offset is not None:
+        raise ValueError("offset= belongs to newdata=; give both or neither")
+    response = response and m.is_generalized
+    needed = _needed(m) if response else [0]
+    parts = {r: _rows(m, r, newdata, conditional, offset) for r in needed}
+    if conditional and new_levels == "error":
+        _refuse_unknown(parts)
+    drawn = {}
+    if conditional and new_levels == "draw":
+        drawn = _draws(m, parts, key)
+    etas = {r: _eta(m, r, parts[r], conditional, drawn) for r in needed}
+    value, index = etas[0], parts[0].index
+    if not response:
+        size = _se(m, parts[0], conditional) if se else None
+    else:
+        # what the mean does not depend on may be anything
+        eta = [etas.get(r, np.zeros(len(value))) for r in range(m.family.n_eta)]
+        mean = response_mean(m.family, np.stack(eta, axis=1), m.fit.params.psi)
+        value = mean.mu
+        size = _delta_se(m, parts, mean) if se else None
+    out = pd.Series(value, index, name="fit")
+    if size is None:
+        return out
+    return pd.DataFrame({"fit": out, "se": size}, index=index)
 
 
-def _rows(m: GLMM, newdata: Any, conditional: bool, offset: Any) -> _Rows:
+def _needed(m: GLMM) -> list[int]:
+    """The linear predictors on which the mean depends."""
+    if not m.frame.others:
+        return [0]
+    mean = response_mean(m.family, m._eta[:256], m.fit.params.psi)
+    return [r for r in range(m.family.n_eta) if r == 0 or mean.slope[:, r].any()]
+
+
+def _rows(m: GLMM, r: int, newdata: Any, conditional: bool, offset: Any) -> _Rows:
+    """Rows of linear predictor r: those fitted, or new ones in their coding."""
+    d = m.design
+    terms = [i for i, t in enumerate(d.terms) if t.predictor == r]
     if newdata is None:
-        if offset is not None:
-            raise ValueError("offset= belongs to newdata=; give both or neither")
-        d = m.design
-        terms = [t for t in d.terms if t.predictor == 0]
-        z, group = [t.z for t in terms], [np.asarray(t.group) for t in terms]
+        fixed = d if r == 0 else d.others[r - 1]
+        z = [d.terms[i].z for i in terms]
+        group = [np.asarray(d.terms[i].group) for i in terms]
         none = [np.full(len(g), -1) for g in group]
-        return _Rows(d.X, d.offset, z, group, none, {}, m.frame.row_index)
-    new = m.frame.encoder.transform(newdata, random=conditional, offset=offset)
+        return _Rows(
+            fixed.X, fixed.offset, terms, z, group, none, {}, m.frame.row_index
+        )
+    if r == 0:
+        new = m.frame.encoder.transform(newdata, random=conditional, offset=offset)
+    else:
+        new = m.frame.others[r - 1].encoder.transform(newdata, random=conditional)
     return _Rows(
         X=new.X,
         offset=new.offset,
+        terms=terms,
         z=[t.z for t in new.terms],
         group=[t.group for t in new.terms],
         which=[t.which for t in new.terms],
@@ -122,13 +138,30 @@ def _rows(m: GLMM, newdata: Any, conditional: bool, offset: Any) -> _Rows:
     )
 
 
-def _refuse_unknown(rows: _Rows) -> None:
+def _eta(m: GLMM, r: int, rows: _Rows, conditional: bool, drawn) -> np.ndarray:
+    """Linear predictor r, (n,)."""
+    eta = rows.X @ np.asarray((m.fit.params.beta, *m.fit.params.others)[r])
+    if rows.offset is not None:
+        eta = eta + rows.offset
+    if conditional and rows.terms:
+        b = [m.fit.b[i] for i in rows.terms]
+        eta = eta + random_part(rows.z, rows.group, b, unseen=drawn.get(r))
+    return eta
+
+
+def _refuse_unknown(parts: dict[int, _Rows]) -> None:
+    unknown: dict[str, dict[str, None]] = {}
+    gaps = 0
+    for rows in parts.values():
+        for group, labels in rows.unseen.items():
+            unknown.setdefault(group, {}).update(dict.fromkeys(labels))
+        pairs = zip(rows.group, rows.which)
+        gaps += sum(int(np.sum((g < 0) & (w < 0))) for g, w in pairs)
     named = [
-        f"{g}: {', '.join(u[:5])}{', ...' if len(u) > 5 else ''}"
-        for g, u in rows.unseen.items()
+        f"{g}: {', '.join([*u][:5])}{', ...' if len(u) > 5 else ''}"
+        for g, u in unknown.items()
         if u
     ]
-    gaps = sum(int(np.sum((g < 0) & (w < 0))) for g, w in zip(rows.group, rows.which))
     if gaps:
         named.append(f"{gaps} missing")
     if named:
@@ -138,21 +171,26 @@ def _refuse_unknown(rows: _Rows) -> None:
         )
 
 
-def _draws(m: GLMM, rows: _Rows, key: Any) -> list[np.ndarray]:
-    """Effects of unseen levels by row, (n, k) per term.
+def _draws(m: GLMM, parts: dict[int, _Rows], key: Any) -> dict[int, list[np.ndarray]]:
+    """Effects of unseen levels by row, (n, k) per term of every predictor.
 
     Rows of one unseen level share a draw; a row whose level is missing has its own.
     """
     rng = np.random.default_rng(_seed(key))
-    out = []
-    for Lam, group, which in zip(m.factors, rows.group, rows.which):
-        number = which.astype(np.int64)
-        gaps = np.flatnonzero((group < 0) & (which < 0))
-        number[gaps] = number.max(initial=-1) + 1 + np.arange(len(gaps))
-        count = int(number.max(initial=-1)) + 1
-        draws = m.sigma * rng.standard_normal((count, len(Lam))) @ Lam.T
-        out.append(np.vstack([draws, np.zeros((1, len(Lam)))])[number])
-    return out
+    return {
+        r: [_draw(m, rows, t, rng) for t in range(len(rows.z))]
+        for r, rows in parts.items()
+    }
+
+
+def _draw(m: GLMM, rows: _Rows, t: int, rng: np.random.Generator) -> np.ndarray:
+    Lam = m.factors[rows.terms[t]]
+    number = rows.which[t].astype(np.int64)
+    gaps = np.flatnonzero((rows.group[t] < 0) & (number < 0))
+    number[gaps] = number.max(initial=-1) + 1 + np.arange(len(gaps))
+    count = int(number.max(initial=-1)) + 1
+    draws = float(m.fit.params.sigma) * rng.standard_normal((count, len(Lam))) @ Lam.T
+    return np.vstack([draws, np.zeros((1, len(Lam)))])[number]
 
 
 def _seed(key: Any) -> Any:
@@ -174,6 +212,23 @@ def _se(m: GLMM, rows: _Rows, conditional: bool) -> np.ndarray:
     z, group = [v[good] for v in rows.z], [v[good] for v in rows.group]
     out[good] = conditional_se(m.design, m.factors, m.sigma, rows.X[good], z, group)
     return out
+
+
+def _delta_se(m: GLMM, parts: dict[int, _Rows], mean: Means) -> np.ndarray:
+    """Standard errors of population means, over all fixed effects and psi.
+
+    Var = d' C d,    d = (dmu/deta_r x_r, ..., dmu/dpsi)
+    """
+    sizes = [len(m.fit.params.beta), *(len(c) for c in m.fit.params.others)]
+    first = np.cumsum([0, *sizes])
+    vcov, n_own = np.asarray(m.fit.vcov), mean.psi_slope.shape[1]
+    d = [mean.slope[:, [r]] * rows.X for r, rows in parts.items()]
+    d = np.hstack([*d, mean.psi_slope])
+    at = [np.arange(first[r], first[r] + sizes[r]) for r in parts]
+    at = np.concatenate([*at, np.arange(len(vcov) - n_own, len(vcov))])
+    moves = np.any(np.nan_to_num(d) != 0.0, axis=0)
+    d, at = d[:, moves], at[moves]
+    return np.sqrt(np.einsum("ij,jk,ik->i", d, vcov[np.ix_(at, at)], d))
 
 
 def unseen_variance(z, group, factors, sigma: float) -> np.ndarray:

@@ -13,6 +13,7 @@ from jaxglmm.compiled import run
 from jaxglmm.families import Family, known_family
 
 __all__ = [
+    "Means",
     "RowStatistics",
     "generalized_residuals",
     "own_values",
@@ -71,19 +72,30 @@ def _rows(family, y, eta, w, psi):
     return jax.vmap(row)(y, eta, w)
 
 
-def response_mean(family: Family, eta: np.ndarray, psi) -> tuple:
-    """Means (n,) at linear predictors (n, R), and their slopes in the first one."""
+class Means(NamedTuple):
+    """Means (n,), their slopes in eta (n, R) and in psi (n, n_own)."""
+
+    mu: np.ndarray
+    slope: np.ndarray
+    psi_slope: np.ndarray
+
+
+def response_mean(family: Family, eta: np.ndarray, psi) -> Means:
+    """Means at linear predictors eta (n, R)."""
     n = len(eta)
     wide = _repeat(np.asarray(eta), -(-n // 256) * 256)
-    mu, slope = run(_means, (family,), wide, psi, keep=known_family(family))
-    return np.asarray(mu)[:n], np.asarray(slope)[:n]
+    out = run(_means, (family,), wide, np.asarray(psi), keep=known_family(family))
+    return Means(*(np.asarray(v)[:n] for v in out))
 
 
 def _means(family, eta, psi):
     import jax
 
-    mu, slope = jax.vmap(lambda e: jax.value_and_grad(family.mu)(e, psi))(eta)
-    return mu, slope[:, 0]
+    def row(e):
+        mu, slopes = jax.value_and_grad(family.mu, (0, 1))(e, psi)
+        return mu, *slopes
+
+    return jax.vmap(row)(eta)
 
 
 def own_values(family: Family, psi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,217 @@
+"""Response families: starting values, samplers, and what they refuse."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from jaxglmm.errors import DataError
+from jaxglmm.families import (
+    Beta,
+    BetaBinomial,
+    Binomial,
+    Cumulative,
+    Gamma,
+    Gaussian,
+    GeneralizedPoisson,
+    InverseGaussian,
+    LogNormal,
+    NegativeBinomial,
+    Poisson,
+    Student,
+    TruncatedNegativeBinomial,
+    TruncatedPoisson,
+    Tweedie,
+    WithDispersion,
+    ZeroInflated,
+    family_by_name,
+    family_names,
+)
+
+
+def evaluate(fn, *args):
+    fast = {"xla_backend_optimization_level": 0}
+    mapped = jax.jit(jax.vmap(fn), compiler_options=fast)
+    return np.asarray(mapped(*(jnp.asarray(a) for a in args)))
+
+
+# ---- starting values -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", family_names())
+def test_starting_values_are_finite(name):
+    for link in family_by_name(name).links:
+        family = family_by_name(name, link=link)
+        y = {"unit": [0.2, 0.9], "proportion": [0.0, 1.0], "real": [0.0, 2.0]}.get(
+            family.support, [1.0, 2.0]
+        )
+        y, w = np.array(y * 3), np.full(6, 2.0)
+        for weights in (None, w):
+            psi = family.psi_start(y, weights)
+            assert psi.shape == (family.n_own,)
+            assert np.isfinite(psi).all()
+            constant = family.psi_start(np.full_like(y, y[0]), weights)
+            assert np.isfinite(constant).all()
+        eta = evaluate(family.eta_start, y, w)
+        assert np.isfinite(eta).all()
+        wrapped = [ZeroInflated(family)] if family.support != "real" else []
+        wrapped += [WithDispersion(family)] if "phi" in family.own_names else []
+        for other in wrapped if name != "cumulative" else []:
+            extra = other.extra_start(y, w)
+            assert extra.shape == (other.n_eta - 1,)
+            assert np.isfinite(extra).all()
+
+
+# ---- samplers ------------------------------------------------------------------------
+
+N_DRAWS = 100_000
+
+
+def draw(family, eta, psi, w=1.0, seed=11):
+    keys = jax.random.split(jax.random.key(seed), N_DRAWS)
+    eta, psi, w = (jnp.asarray(v, float) for v in (eta, psi, w))
+    return np.asarray(jax.jit(jax.vmap(lambda k: family.sample(k, eta, psi, w)))(keys))
+
+
+def check_masses(y, support, family, eta, psi, w=1.0):
+    """Chi-square of draws against the density; rare values pooled."""
+    eta, psi, w = (jnp.asarray(v, float) for v in (eta, psi, w))
+    mass = np.exp(evaluate(lambda v: family.log_lik(v, eta, psi, w), support))
+    expected = N_DRAWS * mass
+    found = np.array([np.sum(np.abs(y - v) < 1e-9) for v in support])
+    common = expected >= 10
+    rest = N_DRAWS - expected[common].sum(), N_DRAWS - found[common].sum()
+    e = np.append(expected[common], max(rest[0], 1e-9))
+    o = np.append(found[common], rest[1])
+    keep = e >= 1
+    chi2 = np.sum((o - e)[keep] ** 2 / e[keep])
+    assert stats.chi2.sf(chi2, max(keep.sum() - 1, 1)) > 1e-4
+    assert o[~keep].sum() <= 8
+
+
+COUNT_CASES = [
+    (Poisson(), [0.7], []),
+    (NegativeBinomial(), [0.7], [0.2]),
+    (NegativeBinomial(kind=1), [0.7], [0.8]),
+    (TruncatedPoisson(), [-0.5], []),
+    (TruncatedNegativeBinomial(), [0.2], [-0.3]),
+    (TruncatedNegativeBinomial(kind=1), [0.7], [0.8]),
+    (GeneralizedPoisson(), [0.7], [0.6]),
+    (ZeroInflated(WithDispersion(NegativeBinomial())), [0.9, 0.4, -0.7], []),
+    (ZeroInflated(TruncatedPoisson()), [0.9, -0.7], []),
+    (Cumulative(n_categories=4, link="probit"), [0.3], [-0.6, -0.2, 0.1]),
+]
+
+
+@pytest.mark.parametrize(("family", "eta", "psi"), COUNT_CASES, ids=str)
+def test_draws_of_counts(family, eta, psi):
+    top = 4 if isinstance(family, Cumulative) else 300
+    support = np.arange(0.0 if family.has_zero or top == 4 else 1.0, top)
+    check_masses(draw(family, eta, psi), support, family, eta, psi)
+
+
+@pytest.mark.parametrize("family", [Binomial(link="cloglog"), BetaBinomial()], ids=str)
+def test_draws_of_proportions(family):
+    psi = [0.9] * family.n_own
+    y = draw(family, [0.2], psi, 12.0)
+    check_masses(y, np.arange(13.0) / 12.0, family, [0.2], psi, 12.0)
+
+
+P, PHI = special.expit(0.4), np.exp(0.7)
+CONTINUOUS = [
+    (Gaussian(), [0.5], stats.norm(0.4, np.exp(0.5) / 2)),
+    (Student(), [0.5, 1.0], stats.t(np.e, 0.4, np.exp(0.5) / 2)),
+    (LogNormal(), [0.5], stats.lognorm(np.exp(0.5) / 2, scale=np.exp(0.4))),
+    (Gamma(), [0.7], stats.gamma(4 / PHI, scale=np.exp(0.4) * PHI / 4)),
+    (InverseGaussian(), [0.7], stats.invgauss(np.exp(0.4) * PHI / 4, scale=4 / PHI)),
+    (Beta(), [0.7], stats.beta(P * PHI, (1 - P) * PHI)),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "psi", "law"), CONTINUOUS, ids=lambda v: str(v)[:12]
+)
+def test_draws_of_continuous_responses(family, psi, law):
+    y = draw(family, [0.4], psi, 4.0)
+    assert stats.kstest(y, law.cdf).pvalue > 1e-4
+    at = jnp.array([0.4]), jnp.asarray(psi)
+    found = evaluate(lambda y: family.log_lik(y, *at, 4.0), y[:50])
+    power = 4.0 if family.weights_role == "replication" else 1.0
+    np.testing.assert_allclose(found, power * law.logpdf(y[:50]), rtol=1e-9, atol=1e-9)
+    if law.var() < np.inf and power == 1.0 and not isinstance(family, LogNormal):
+        np.testing.assert_allclose(family.mu(*at), law.mean(), rtol=1e-10)
+    if law.var() < np.inf:
+        np.testing.assert_allclose(family.variance(*at, 4.0), law.var(), rtol=1e-10)
+
+
+def test_draws_of_tweedie_responses():
+    family, eta, psi = Tweedie(), jnp.array([0.4]), jnp.array([0.3, -0.4])
+    y = draw(family, eta, psi, 2.0)
+    zero = np.exp(family.log_lik(0.0, eta, psi, 2.0))
+    assert stats.binomtest(int(np.sum(y == 0)), N_DRAWS, float(zero)).pvalue > 1e-4
+    x = np.linspace(1e-6, 60.0, 60_001)
+    density = np.exp(evaluate(lambda v: family.log_lik(v, eta, psi, 2.0), x))
+    steps = 0.5 * (density[1:] + density[:-1]) * np.diff(x)
+    cdf = np.concatenate([[0.0], np.cumsum(steps)])
+    np.testing.assert_allclose(cdf[-1], 1.0 - zero, atol=1e-4)
+    law = lambda v: np.interp(v, x, cdf / cdf[-1])
+    assert stats.kstest(y[y > 0], law).pvalue > 1e-4
+    mean, variance = family.mu(eta, psi), family.variance(eta, psi, 2.0)
+    np.testing.assert_allclose(np.mean(y), mean, atol=4 * np.sqrt(variance / N_DRAWS))
+    np.testing.assert_allclose(np.var(y), variance, rtol=0.05)
+    np.testing.assert_allclose(family.natural(psi)[1], 1 + special.expit(-0.4))
+
+
+def test_draws_stay_in_the_support():
+    dtype = "float32"
+    keys = jax.random.split(jax.random.key(3), 600)
+    eta, psi = np.repeat(np.array([[-9.0, -5.0], [6.0, 5.0]], dtype), 300, axis=0).T
+    for name in family_names():
+        family = family_by_name(name)
+        sample = lambda k, e, p, f=family: f.sample(
+            k, e[None], jnp.full(f.n_own, p), jnp.ones((), dtype)
+        )
+        # underdispersed; hardly a degree of freedom
+        first = 300 if name in ("genpois", "student") else 0
+        y = evaluate(sample, keys[first:], eta[first:], psi[first:])
+        assert y.dtype == dtype
+        if name == "lognormal":
+            y = y[:300]  # sigma = exp(5) leaves the range of floating point
+        if name != "cumulative":
+            family.check(y, np.ones(len(y)) if name != "gaussian" else None)
+
+
+# ---- bad input -----------------------------------------------------------------------
+
+BAD = [
+    ("poisson", [0, 1.5, 2, -1], None, "2 of 4 rows.*row 1 has 1.5, row 3 has -1"),
+    ("poisson", [0, 1], [1, -2], "counts as w rows.*row 1 has -2"),
+    ("gamma", [1.0, 0.0, 2.0], None, "above 0.*row 1 has 0"),
+    ("gamma", [1.0, 2.0], [1.0, np.inf], "divide the variance"),
+    ("beta", [0.2, 1.0], None, "strictly between 0 and 1.*row 1 has 1"),
+    ("binomial", [0.2, 1.2], [5, 5], "from 0 to 1.*row 1 has 1.2"),
+    ("binomial", [0.0, 0.2], None, "proportions without trials.*row 1 has 0.2"),
+    ("binomial", [0.2, 0.5], [5, 2.5], "whole numbers.*row 1 has 2.5"),
+    ("betabinomial", [0.2, 0.3], [5, 5], "successes.*row 1 has 1.5"),
+    ("truncated_poisson", [1, 0], None, "counts 1, 2, 3.*row 1 has 0"),
+    ("cumulative", [0, 1, 3], None, "codes 0, 1, ..., 2 of 3"),
+    ("cumulative", [0, 0, 2], None, "no row in category 1"),
+    ("student", [0.0, np.nan], None, "finite numbers.*row 1 has nan"),
+    ("lognormal", list(range(-20, 3)), None, "21 of 23 rows.* and 16 more"),
+]
+
+
+@pytest.mark.parametrize(("name", "y", "weights", "message"), BAD)
+def test_refused_responses_and_weights(name, y, weights, message):
+    weights = None if weights is None else np.array(weights, float)
+    with pytest.raises(DataError, match=message):
+        family_by_name(name).check(np.array(y, float), weights)
+
+
+def test_rows_of_weight_zero_are_not_looked_at():
+    Gamma().check(np.array([1.0, -3.0]), np.array([1.0, 0.0]))
+    Binomial().check(np.array([0.5, 0.25, 1.0]), np.array([2.0, 4.0, 7.0]))
+    ZeroInflated(Gamma()).check(np.array([0.0, 3.0]), None)
+    with pytest.raises(DataError, match=r"0 and numbers above 0.*row 0 has -1"):
+        ZeroInflated(Gamma()).check(np.array([-1.0, 3.0]), None)
