@@ -5,6 +5,7 @@ sent to any peer as JSON; adding a case means adding a :class:`Row` to ``ROWS`` 
 its data are new, a function that writes them.
 
     y = 1 + x / 2 + b_g + e,    b_g ~ N(0, 1),  e ~ N(0, 1)      (groups, growth)
+    y ~ Poisson(exp(x / 2 + b_g)),  b_g ~ N(0, 1/4)              (groups-poisson)
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ __all__ = ["ROWS", "NoDataError", "Row", "make_data", "select"]
 
 ROOT = Path(__file__).resolve().parent.parent
 SLEEPSTUDY = ROOT / "jaxglmm" / "data_sets" / "sleepstudy.csv"
+CBPP = ROOT / "jaxglmm" / "data_sets" / "cbpp.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,9 @@ class Row:
     engines : tuple of str
         Who can do this in reasonable time, jaxglmm's own engines first.
     reml : bool
+        For Gaussian rows.
+    distribution : {"gaussian", "binomial", "poisson"}
+        Others than Gaussian are fitted by Laplace, with canonical link.
     """
 
     name: str
@@ -55,6 +60,7 @@ class Row:
     factors: tuple[str, ...] = ()
     engines: tuple[str, ...] = field(default=("jaxglmm",))
     reml: bool = True
+    distribution: str = "gaussian"
 
     @property
     def formula(self) -> str:
@@ -105,6 +111,36 @@ ROWS = (
         for n in _GROWTH
     ),
     Row(
+        name="cbpp",
+        family="cbpp",
+        response="cbind(incidence, healthy)",
+        fixed="period",
+        random=(("1", "herd"),),
+        data="cbpp",
+        factors=("herd", "period"),
+        distribution="binomial",
+        engines=("jaxglmm", "jaxglmm-fit", "lme4", "glmmTMB", "glmm"),
+    ),
+    Row(
+        name="verbagg",
+        family="verbagg",
+        response="r2y",
+        fixed="Anger + Gender + btype + situ",
+        random=(("1", "id"), ("1", "item")),
+        data="verbagg",
+        factors=("Gender", "btype", "situ", "id", "item"),
+        distribution="binomial",
+        engines=("jaxglmm", "jaxglmm-fit", "lme4", "glmmTMB", "glmm", "gpboost"),
+    ),
+    Row(
+        name="groups-poisson",
+        family="groups-poisson",
+        data="poisson-375000",
+        distribution="poisson",
+        engines=("jaxglmm", "jaxglmm-fit", "glmm", "gpboost"),
+        **_ONE_FACTOR,
+    ),
+    Row(
         name="process",
         family="process",
         work="process",
@@ -153,7 +189,12 @@ def make_data(row: Row, folder: Path, insteval: Path | None = None) -> dict[str,
         ``data``, and ``responses`` for refits: a CSV file with a response per column.
     """
     if row.data == "insteval":
-        return {"data": str(insteval or _insteval(folder))}
+        where = insteval or _exported(
+            "InstEval", "insteval", folder, "--insteval FILE.csv.gz"
+        )
+        return {"data": str(where)}
+    if row.data == "verbagg":
+        return {"data": str(_exported("VerbAgg", "verbagg", folder))}
     if row.data == "sleepstudy":
         files = {"data": str(SLEEPSTUDY)}
         if row.work == "refit":
@@ -170,19 +211,20 @@ def _made(name: str, folder: Path) -> Path:
     return path
 
 
-def _insteval(folder: Path) -> Path:
-    """Find or export the lecture ratings of lme4, too large to bundle."""
-    path = folder / "insteval.csv.gz"
+def _exported(data: str, name: str, folder: Path, other: str = "") -> Path:
+    """Find or export a data set of lme4 that is too large to bundle."""
+    path = folder / f"{name}.csv.gz"
     if path.exists():
         return path
-    hint = "needs R with lme4 to export it, or --insteval FILE.csv.gz"
+    hint = "needs R with lme4 to export it" + (f", or {other}" if other else "")
     if shutil.which("Rscript") is None:
         raise NoDataError(hint)
     folder.mkdir(parents=True, exist_ok=True)
-    raw = folder / "insteval.csv"
+    raw = folder / f"{name}.csv"
     code = (
-        'data("InstEval", package = "lme4"); '
-        f'write.csv(InstEval, "{raw.as_posix()}", row.names = FALSE)'
+        f'data("{data}", package = "lme4"); d <- {data}; '
+        'if (!is.null(d$r2)) d$r2y <- as.integer(d$r2 == "Y"); '
+        f'write.csv(d, "{raw.as_posix()}", row.names = FALSE)'
     )
     done = subprocess.run(["Rscript", "-e", code], capture_output=True)
     if done.returncode != 0 or not raw.exists():
@@ -203,6 +245,27 @@ def _write_one_factor(n: int, path: Path) -> None:
     x = rng.standard_normal(n)
     b = rng.standard_normal(g[-1] + 1)
     y = 1.0 + 0.5 * x + b[g] + rng.standard_normal(n)
+    _write(pd.DataFrame({"y": y, "x": x, "g": g}), path)
+
+
+def _write_cbpp(path: Path) -> None:
+    """The bundled data, with the healthy counted too: some peers want two columns."""
+    import pandas as pd
+
+    frame = pd.read_csv(CBPP)
+    _write(frame.assign(healthy=frame["size"] - frame["incidence"]), path)
+
+
+def _write_poisson(n: int, path: Path) -> None:
+    """Counts in groups of three."""
+    import numpy as np
+    import pandas as pd
+
+    rng = np.random.default_rng(20240503)
+    g = np.arange(n) // 3
+    x = rng.standard_normal(n)
+    b = 0.5 * rng.standard_normal(g[-1] + 1)
+    y = rng.poisson(np.exp(0.5 * x + b[g]))
     _write(pd.DataFrame({"y": y, "x": x, "g": g}), path)
 
 
@@ -232,8 +295,11 @@ def _write(frame, path: Path) -> None:
 def _main(name: str, path: Path) -> None:
     if name == "responses":
         _write_responses(path)
+    elif name == "cbpp":
+        _write_cbpp(path)
     else:
-        _write_one_factor(int(name.rpartition("-")[2]), path)
+        kind, _, n = name.rpartition("-")
+        {"poisson": _write_poisson, "one-factor": _write_one_factor}[kind](int(n), path)
 
 
 if __name__ == "__main__":

@@ -118,6 +118,7 @@ def run_fits(row: Row, options: Options) -> list[Record]:
 
 def _record(row: Row, engine: str) -> Record:
     criterion = "ML" if engine == "gpboost" or not row.reml else "REML"
+    criterion = criterion if row.distribution == "gaussian" else "Laplace"
     return Record(row=row.name, engine=engine, criterion=criterion)
 
 

@@ -22,8 +22,11 @@ def read(request: dict) -> Any:
     return pd.read_csv(request["data"], dtype=types)
 
 
-def _method(request: dict) -> str:
-    return "REML" if request["reml"] else "ML"
+def _options(request: dict) -> dict:
+    family = request["distribution"]
+    if family != "gaussian":
+        return {"family": family, "method": "Laplace"}
+    return {"method": "REML" if request["reml"] else "ML"}
 
 
 def _device() -> str:
@@ -39,7 +42,7 @@ def people(request: dict) -> Job:
 
     frame = read(request)
     return Job(
-        call=lambda: jg.glmm(request["formula"], frame, method=_method(request)),
+        call=lambda: jg.glmm(request["formula"], frame, **_options(request)),
         objective=lambda m: m.fit.objective,
         n=len(frame),
         device=_device(),
@@ -54,7 +57,7 @@ def functional(request: dict) -> Job:
     frame = read(request)
     with jax.enable_x64(True):
         design = jg.design(request["formula"], frame)
-        compiled = jax.jit(lambda d: jg.fit(d, method=_method(request)))
+        compiled = jax.jit(lambda d: jg.fit(d, **_options(request)))
 
     def call():
         with jax.enable_x64(True):
@@ -84,7 +87,7 @@ def _lanes(request: dict) -> Job:
         ys = jnp.asarray(table)
 
         def one(y):
-            return jg.fit(design.replace(y=y), method=_method(request))
+            return jg.fit(design.replace(y=y), **_options(request))
 
         compiled = jax.jit(jax.vmap(one))
 

@@ -44,11 +44,13 @@ def glmm(request: dict) -> Job:
 
     frame = read(request)
 
+    family = request["distribution"]
+    options = {"reml": request["reml"]} if family == "gaussian" else {"family": family}
+
     def fit(data):
         return glmm.fit(
-            data, request["formula"], reml=request["reml"], satterthwaite=False,
-            anova_test="Wald",
-        )  # fmt: skip
+            data, request["formula"], satterthwaite=False, anova_test="Wald", **options
+        )
 
     def objective(result):
         return -2.0 * result.loglik
@@ -104,7 +106,11 @@ def gpboost(request: dict) -> Job:
 
     frame = read(request)
     y = frame[request["response"]].to_numpy(float)
-    fixed = pd.get_dummies(frame[[request["fixed"]]], drop_first=True, dtype=float)
+    columns = request["fixed"].split(" + ")
+    fixed = pd.get_dummies(frame[columns], drop_first=True, dtype=float)
+    likelihood = {"binomial": "bernoulli_logit"}.get(
+        request["distribution"], request["distribution"]
+    )
     X = np.column_stack([np.ones(len(frame)), fixed.to_numpy(float)])
     codes = [_codes(frame, group) for _, group in request["random"]]
     slopes = [
@@ -118,7 +124,7 @@ def gpboost(request: dict) -> Job:
         options["ind_effect_group_rand_coef"] = [i for _, i in slopes]
 
     def fit():
-        model = gpboost.GPModel(likelihood="gaussian", **options)
+        model = gpboost.GPModel(likelihood=likelihood, **options)
         model.fit(y=y, X=X)
         return model
 

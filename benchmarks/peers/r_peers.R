@@ -24,6 +24,13 @@ read_frame <- function(request) {
 
 fitter <- function(request, frame) {
   formula <- stats::as.formula(request$formula)
+  if (request$distribution != "gaussian") {
+    family <- get(request$distribution, envir = asNamespace("stats"))
+    return(switch(request$engine,
+      lme4 = function() lme4::glmer(formula, frame, family = family),
+      glmmTMB = function() glmmTMB::glmmTMB(formula, frame, family = family)
+    ))
+  }
   switch(request$engine,
     lme4 = function() lme4::lmer(formula, frame, REML = request$reml),
     glmmTMB = function() glmmTMB::glmmTMB(formula, frame, REML = request$reml)
