@@ -35,6 +35,7 @@ __all__ = [
     "Eliminated",
     "conditional_covariances",
     "conditional_modes",
+    "effects_from_noise",
     "eliminate",
     "entries_by_column",
     "outer_pairs",
@@ -304,6 +305,41 @@ def _back_substitute(
         u.append(u_tail[at].reshape(shape))
         start += block.size
     return tuple(b), tuple(u)
+
+
+def effects_from_noise(
+    factors,
+    done: Eliminated,
+    noise: Effects,
+    M_inv: tuple[Array, ...],
+    parents: tuple[Array, ...],
+    layout: Layout,
+) -> Effects:
+    """Spherical effects (J, K) of every block from their noise, root to leaf.
+
+        u_f = noise_f - M_f^-1 Lambda' sum_r H_fr b_r
+
+    over the blocks r behind f. With independent noise of covariance M_f^-1 (K, K, J) by
+    level, and S^-1 in the tail, that of u is M^-1.
+    """
+    n_chain = layout.n_chain
+    b_tail = jnp.zeros(0, noise[0].dtype)
+    if layout.tail:
+        flat = jnp.concatenate([jnp.ravel(v) for v in noise[n_chain:]])
+        b_tail = _tail_rows(flat[:, None], factors, layout, transpose=False)[:, 0]
+    modes: list[Array] = [None] * n_chain
+    u: list[Array] = [None] * n_chain
+    for f in reversed(range(n_chain)):
+        pull = jnp.zeros_like(noise[f].T)
+        if layout.tail:
+            pull = pull + _apply_tail(done.tail[f], b_tail)
+        for g in range(f + 1, n_chain):
+            b_g = modes[g][:, _ancestor(parents, f, g)]
+            pull = pull + jnp.sum(done.up[f][g - f - 1] * b_g[None], axis=1)
+        pull = factors[f].T @ pull
+        u[f] = noise[f].T - jnp.sum(M_inv[f] * pull[None], axis=1)
+        modes[f] = factors[f] @ u[f]
+    return (*(v.T for v in u), *noise[n_chain:])
 
 
 def _apply_tail(H: Array | SparseTail, x: Array) -> Array:

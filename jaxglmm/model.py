@@ -34,6 +34,7 @@ from jaxglmm.inference.rows import (
 from jaxglmm.results import Fit
 
 if TYPE_CHECKING:
+    from jaxglmm.inference.laplace_error import LaplaceError
     from jaxglmm.inference.matrices import Matrices
 
 __all__ = ["GLMM"]
@@ -395,6 +396,41 @@ class GLMM:
             raise ValueError(f"level must lie between 0 and 1; found {level}")
         half = NormalDist().inv_cdf(0.5 + level / 2.0) * self.se
         return pd.DataFrame({"lower": self.fixef - half, "upper": self.fixef + half})
+
+    def laplace_error(
+        self, n: int = 1000, *, key: Any, tol: float = 0.1
+    ) -> LaplaceError:
+        """Estimate how far the fit's log-likelihood is off, by importance sampling.
+
+        Parameters
+        ----------
+        n : int
+            Number of draws, in pairs; for every independent group of effects.
+        key : int or PRNG key
+            The same key gives the same answer.
+        tol : float
+            Error in the log-likelihood that does not matter. An error of 0.1 moves
+            -2 log L by 0.2, and so a likelihood-ratio p-value of 0.05 to 0.044 or
+            0.056 (one degree of freedom) if the other model has none.
+
+        Returns
+        -------
+        LaplaceError
+            The error, its Monte Carlo standard error, and a verdict in a sentence.
+
+        Raises
+        ------
+        ValueError
+            For linear models, REML and PQL, and with too many crossed effects.
+
+        Notes
+        -----
+        At the fitted parameters: that the log-likelihood is right there does not say
+        that the estimates maximize it. See :mod:`jaxglmm.inference.laplace_error`.
+        """
+        from jaxglmm.inference.laplace_error import laplace_error
+
+        return laplace_error(self, n, key, tol)
 
     # ---- tables --------------------------------------------------------------------
 

@@ -221,8 +221,22 @@ ALL_LINKS = (
 FAR = [-700.0, -100.0, -37.0, -1.0, 0.0, 1.0, 37.0, 100.0, 700.0]
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("name", EXTREMES)
+# every program compiles for seconds: the default run has a third of them
+QUICK = {"poisson", "binomial", "gamma", "nbinom2", "gaussian", "beta"}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(
+            name,
+            dtype,
+            marks=[] if name in QUICK and dtype == "float64" else [pytest.mark.slow],
+        )
+        for name in EXTREMES
+        for dtype in ("float64", "float32")
+    ],
+)
 def test_finite_far_out(name, dtype):
     default = family_by_name(name)
     ys, psis = EXTREMES[name]
@@ -302,6 +316,7 @@ def test_zero_inflation_and_hurdle():
     )
 
 
+@pytest.mark.slow
 def test_zero_inflated_predictors_far_out():
     for base in (NegativeBinomial(), TruncatedPoisson(), Gamma()):
         family = ZeroInflated(WithDispersion(base) if base.n_own else base)

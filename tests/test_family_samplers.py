@@ -163,6 +163,7 @@ def test_draws_of_tweedie_responses():
     np.testing.assert_allclose(family.natural(psi)[1], 1 + special.expit(-0.4))
 
 
+@pytest.mark.slow
 def test_draws_stay_in_the_support():
     dtype = "float32"
     keys = jax.random.split(jax.random.key(3), 600)

@@ -26,6 +26,28 @@ EXPECTED = {
             "int(np.argmax(np.abs(influence)) == np.argmax(np.abs(refitted)))": (1, 0),
         },
     ),
+    "02_from_the_notebook": (
+        2,
+        {
+            "float(henderson_error)": (0.0, 1e-9),
+            "float(np.abs(se_by_hand - linear.se).max())": (0.0, 1e-9),
+            "float(real.fixef.iloc[0])": (251.405, 1e-3),
+            "float(real.fixef.iloc[1])": (10.467, 1e-3),
+            "float(real_error)": (0.0, 1e-3),
+            # the likelihood that quadrature finds, two Monte Carlo standard errors
+            "error.loglik - models['AGQ'].loglik": (0.0, 0.015),
+            "int(error.matters)": (0, 0),
+            "float(bias.loc[('as above', 'beta1'), 'PQL'])": (0.127, 0.002),
+            "float(bias.loc[('as above', 'beta1'), 'Laplace'])": (0.109, 0.002),
+            "float(bias.loc[('as above', 'Q11'), 'PQL'])": (0.087, 0.002),
+            "float(bias.loc[('as above', 'Q11'), 'Laplace'])": (0.099, 0.002),
+            "float(bias.loc[('a tenth', 'beta1'), 'PQL'])": (0.198, 0.002),
+            "float(bias.loc[('a tenth', 'beta1'), 'Laplace'])": (0.112, 0.002),
+            "float(bias.loc[('a tenth', 'Q11'), 'PQL'])": (0.066, 0.002),
+            "float(bias.loc[('a tenth', 'Q11'), 'Laplace'])": (0.106, 0.002),
+            "int(bias['data sets'].min() >= 98)": (1, 0),
+        },
+    ),
 }
 
 # a clean interpreter per notebook: jaxglmm's own settings, no test's

@@ -2,7 +2,7 @@
 
 With h and its mode u_0, curvature M and q effects of modes.py,
 
-    L = integral exp h(u) du / (2 pi)^(q/2) = L_0 E exp delta(d),   d ~ N(0, M^-1)    (1)
+    L = integral exp h(u) du / (2 pi)^(q/2) = L_0 E exp delta(d),  d ~ N(0, M^-1)    (1)
     log L_0 = h(u_0) - log|M| / 2                                       (Laplace)
     delta(d) = h(u_0 + d) - h(u_0) + d'Md / 2
 
@@ -131,8 +131,8 @@ class LaplaceError:
         """A sentence with the numbers, and what follows from them."""
         if not math.isfinite(self.error + self.se):
             return (
-                f"The error of {self.method} cannot be estimated: there is no mode with "
-                "positive definite curvature to draw around, or no draw near it."
+                f"The error of {self.method} cannot be estimated: there is no mode "
+                "with positive definite curvature to draw around, or no draw near it."
             )
         digits = _digits(self.se)
         numbers = (
@@ -181,11 +181,10 @@ def laplace_error(m: GLMM, n: int, key: Any, tol: float) -> LaplaceError:
     """What :meth:`jaxglmm.GLMM.laplace_error` returns."""
     _check(m, n, tol)
     center, groups, padded = _at_modes(m)
-    exact = center.loglik
     n_pairs, sums = _draw(m, padded, center, groups, n, key)
     log_ratio, var = _log_means(sums, n_pairs)
     ess = sums.w**2 / sums.ww
-    error = exact + float(np.sum(log_ratio)) - m.loglik
+    error = float(center.loglik) + float(np.sum(log_ratio)) - m.loglik
     return LaplaceError(
         error=error,
         se=float(np.sqrt(np.sum(var))),
@@ -285,14 +284,20 @@ def _center(family: Family, design: Design, beta, theta, psi, u) -> _Center:
     eta = linear_predictors(beta, effects(u, factors), data, layout)
     terms = row_terms(eta, psi, data, family)
     done = eliminate(factors, curvature(terms.W, data, layout), layout)
-    M_inv = []
+    M_inv = _level_inverses(factors, done)
+    square = sum(jnp.sum(v**2) for v in u)
+    loglik = terms.value - 0.5 * square - 0.5 * done.logdet
+    return _Center(loglik, eta, u, factors, M_inv, done)
+
+
+def _level_inverses(factors, done: Eliminated) -> tuple[Array, ...]:
+    """M_f^-1 of (3), (K, K, J) for every block of the chain."""
+    out = []
     for Lam, H in zip(factors, done.own):
         L, LT = Lam[:, :, None], Lam.T[:, :, None]
         eye = jnp.eye(Lam.shape[0], dtype=Lam.dtype)[:, :, None]
-        M_inv.append(spd_inverse(block_matmul(block_matmul(LT, H), L) + eye)[0])
-    square = sum(jnp.sum(v**2) for v in u)
-    loglik = terms.value - 0.5 * square - 0.5 * done.logdet
-    return _Center(loglik, eta, u, factors, tuple(M_inv), done)
+        out.append(spd_inverse(block_matmul(block_matmul(LT, H), L) + eye)[0])
+    return tuple(out)
 
 
 def _groups(design: Design, padded: Design) -> _Groups:
@@ -392,7 +397,7 @@ def _sample(impl, family, chunk, keys, design, psi, center, A, A_tail, groups):
         key_e, key_s = jax.random.split(key)
         keys = jax.random.split(key_e, len(layout.blocks))
         e = tuple(
-            jax.random.normal(k, u.shape, dtype) * ok[:, None]
+            jnp.where(ok[:, None], jax.random.normal(k, u.shape, dtype), 0.0)
             for k, u, ok in zip(keys, center.u, real)
         )
         s = jnp.sqrt(0.5 * nu / jax.random.gamma(key_s, 0.5 * nu, dtype=dtype))
