@@ -325,7 +325,8 @@ class GLMM:
         re : {"conditional", "population"}
             With the random effects of the levels known, or with all of them zero.
         type : {"response", "link"}
-            Mean of the response, or the linear predictor.
+            Mean of the response, for which ``zi=`` and ``dispersion=`` count, or the
+            linear predictor of the formula itself.
         new_levels : {"zero", "draw", "error"}
             Effects of levels that were not in the data: their mean, a draw from their
             distribution (needs ``key``), or an error that names them.
@@ -333,6 +334,8 @@ class GLMM:
             Return a frame with columns ``fit`` and ``se`` instead. The standard error
             is that of the mean at the estimated covariance parameters, with the
             variance of an unseen level's effect under ``re="conditional"``.
+            Generalized models: with ``re="population"``, by the delta method over all
+            fixed effects and the family's own parameters.
         key : int or PRNG key, optional
             For ``new_levels="draw"``: rows of one unseen level share its draw.
         offset : array, optional

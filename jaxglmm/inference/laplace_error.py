@@ -74,7 +74,7 @@ __all__ = ["LaplaceError", "laplace_error"]
 
 _CHUNK = 400_000  # rows times draws that are evaluated at once
 _MAX_CROSSED = 4_000  # crossed effects whose (q_R, q_R) factor multiplies every draw
-_FEWEST = 30.0  # effective draws below which no standard error is to be trusted
+_FEWEST = 100.0  # effective draws below which no standard error is to be trusted
 
 
 @dataclass(frozen=True, repr=False)
