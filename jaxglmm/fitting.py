@@ -22,7 +22,7 @@ from jaxglmm.crossproducts import cross_products
 from jaxglmm.designs import Design, check_design
 from jaxglmm.errors import DesignError, NoticeWarning
 from jaxglmm.families import Family, family_by_name, is_linear
-from jaxglmm.generalized import How, first_guess, fit_rows, log_lik_rows
+from jaxglmm.generalized import How, fit_rows, log_lik_rows
 from jaxglmm.linear import estimate, start_theta, to_user_units
 from jaxglmm.lmm import log_likelihood
 from jaxglmm.pql import check_pql, fit_pql
@@ -108,8 +108,7 @@ def fit(
     if method == "PQL":
         check_pql(family)
         return _fit_pql(design, family, start, control)
-    guess = first_guess(family, design.y, design.weights)
-    return _fit_generalized(design, family, start, control, how, guess)
+    return _fit_generalized(design, family, start, control, how)
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -121,8 +120,8 @@ def _fit_linear(design: Design, reml, start, control: Control) -> Fit:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 3, 4))
-def _fit_generalized(design: Design, family, start, control, how, guess) -> Fit:
-    return fit_rows(design, family, start, control, how, guess)
+def _fit_generalized(design: Design, family, start, control, how) -> Fit:
+    return fit_rows(design, family, start, control, how)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 3))

@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 
 from jaxglmm.control import Control
 from jaxglmm.coordinates import block_factors, canonical, jacobian_in_theta
@@ -59,7 +58,6 @@ __all__ = [
     "GeneralizedRaw",
     "Scales",
     "estimate_rows",
-    "first_guess",
     "fit_rows",
     "log_lik_rows",
     "mode_covariances",
@@ -178,25 +176,15 @@ def _model(design: Design, family, control: Control, how: How) -> GeneralizedMod
     return GeneralizedModel(design.layout, family, expected, *how)
 
 
-def first_guess(family: Family, y: Array, w: Array | None) -> tuple[Array, Array]:
-    """Starting psi and intercepts of the further predictors; zeros for a traced y."""
-    if isinstance(y, Tracer) or isinstance(w, Tracer):
-        return np.zeros(family.n_own), np.zeros(family.n_eta - 1)
-    y, w = np.asarray(y, float), None if w is None else np.asarray(w, float)
-    return family.psi_start(y, w), family.extra_start(y, w)
-
-
 def first_point(
     model: GeneralizedModel,
     data: RowData,
     scales: Scales,
     start: Array | None,
-    guess: tuple[Array, Array],
 ) -> Point:
     """Starting parameters: least squares on a first guess, unit variances."""
-    dtype = data.y.dtype
-    psi, extra = (jnp.asarray(g, dtype) for g in guess)
     family = model.family
+    psi, extra = family.psi_start(data.y, data.w), family.extra_start(data.y, data.w)
     used = data.w > 0
     w = jnp.where(used, data.w, 1.0)
     eta = jax.vmap(family.eta_start)(data.y, w) - data.offset[0]
@@ -221,17 +209,15 @@ def fit_rows(
     start: Array | None,
     control: Control,
     how: How,
-    guess: tuple[Array, Array],
     spare: Array | int = 0,
 ) -> Fit:
     """Fit a design by Laplace or quadrature; every array may be traced.
 
-    ``guess`` is that of :func:`first_guess`; ``spare`` counts columns of any X that are
-    there for padding alone.
+    ``spare`` counts columns of any X that are there for padding alone.
     """
     model = _model(design, family, control, how)
     data, scales = inner_rows(design)
-    point = first_point(model, data, scales, start, guess)
+    point = first_point(model, data, scales, start)
     raw = estimate_rows(model, control, data, point)
     fit = to_user_units(raw, scales, spare, how.reml)
     if how.prior is None:

@@ -30,7 +30,7 @@ from jaxglmm.families import (
     ZeroInflated,
     known_family,
 )
-from jaxglmm.generalized import How, first_guess, fit_rows, mode_covariances
+from jaxglmm.generalized import How, fit_rows, mode_covariances
 from jaxglmm.linear import Raw, estimate, to_user_units
 from jaxglmm.plan import Layout
 from jaxglmm.pql import fit_pql
@@ -173,8 +173,7 @@ def fit_host_generalized(
     keep = isinstance(control.optimizer, str) and built_in(padded.layout)
     keep = keep and known_family(family) and how.prior is None
     spare = sum(_widths(padded)) - sum(_widths(arrays))
-    guess = first_guess(family, arrays.y, arrays.weights)
-    args = padded, theta0, guess, np.int64(spare)
+    args = padded, theta0, np.int64(spare)
     fit = run(_fit_rows, (family, control, how), *args, keep=keep)
     return _unpad_fit(fit, arrays, padded)
 
@@ -193,8 +192,8 @@ def _fit_pql(family, control, design, start):
     return fit_pql(design, family, start, control)
 
 
-def _fit_rows(family, control, how, design, start, guess, spare):
-    return fit_rows(design, family, start, control, how, guess, spare)
+def _fit_rows(family, control, how, design, start, spare):
+    return fit_rows(design, family, start, control, how, spare)
 
 
 def _widths(design: Design) -> list[int]:

@@ -18,7 +18,7 @@ from jaxglmm.covariance import structure
 from jaxglmm.designs import Design
 from jaxglmm.encoding import ModelFrame
 from jaxglmm.errors import Status
-from jaxglmm.families import Family
+from jaxglmm.families import Family, Gaussian
 from jaxglmm.hostfit import (
     effect_covariances,
     generalized_covariances,
@@ -453,7 +453,16 @@ class GLMM:
         """X, Z, Lambda, G, R and V, labelled."""
         from jaxglmm.inference.matrices import model_matrices
 
-        return model_matrices(self.design, self.frame, self.factors, self.sigma)
+        plain = isinstance(self.family, Gaussian)
+        variance = (
+            self._rows.variance
+            if self.is_generalized
+            else self.sigma**2 / self._weights
+        )
+        return model_matrices(
+            self.design, self.frame, self.factors, float(self.fit.params.sigma),
+            variance, additive=plain and self.family.link == "identity",
+        )  # fmt: skip
 
     def summary(self) -> report.Summary:
         """The table that lme4 prints, and the verdict."""

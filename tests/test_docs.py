@@ -49,10 +49,11 @@ def test_readme_shows_what_is_printed():
     assert "Converged" in result.output
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=["people", "code"])
-def test_readme_examples_run(code):
+def test_readme_examples_run():
+    """One after the other, as a reader would."""
     scope = {}
-    exec(compile(code, "README.md", "exec"), scope)
-    assert "jg" in scope
-    if "lanes" in scope:
-        assert bool(scope["lanes"].converged.all())
+    for code in blocks("python"):
+        exec(compile(code, "README.md", "exec"), scope)
+    assert bool(scope["lanes"].converged.all())
+    assert scope["family"].n_own == 1
+    assert scope["m"].method == "AGQ"

@@ -47,7 +47,7 @@ def test_starting_values_are_finite(name):
             family.support, [1.0, 2.0]
         )
         y, w = np.array(y * 3), np.full(6, 2.0)
-        for weights in (None, w):
+        for weights in (np.ones_like(w), w):
             psi = family.psi_start(y, weights)
             assert psi.shape == (family.n_own,)
             assert np.isfinite(psi).all()

@@ -65,6 +65,7 @@ def test_same_key_same_answer(cbpp):
     assert one != cbpp.laplace_error(key=4)
 
 
+@pytest.mark.slow
 def test_quadrature_itself_is_not_off():
     m = jg.glmm(CBPP, jg.datasets.load("cbpp"), family="binomial", method="AGQ")
     found = m.laplace_error(key=1)
@@ -102,7 +103,9 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", ["crossed", pytest.param("nested", marks=pytest.mark.slow)]
+)
 def test_agrees_with_brute_force(name):
     """Two levels of a, two of b (in each): a tensor grid over all effects."""
     formula, n_nodes = SMALL[name]

@@ -12,9 +12,9 @@ import jaxglmm as jg
 from jaxglmm.errors import DataError
 
 CASES = [
-    "salamanders_hurdle_poisson",
-    "salamanders_nb2_disp",
-    "salamanders_zip",
+    pytest.param("salamanders_hurdle_poisson", marks=pytest.mark.slow),
+    pytest.param("salamanders_nb2_disp", marks=pytest.mark.slow),
+    pytest.param("salamanders_zip", marks=pytest.mark.slow),
     "salamanders_zire",
 ]
 
@@ -83,11 +83,12 @@ def test_standard_errors_follow_the_delta_method(models, name, type):
     np.testing.assert_allclose(out["se"], se, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_mean_without_the_dispersion_needs_no_covariates_of_it(models):
     _, data, m = models("salamanders_nb2_disp")
     new = data.drop(columns="DOY").iloc[:9]
     np.testing.assert_allclose(m.predict(new), m.fitted.iloc[:9], rtol=1e-10)
-    _, data, m = models("salamanders_zip")
+    _, data, m = models("salamanders_zire")
     new = data.drop(columns="mined").iloc[:9]
     with pytest.raises(DataError, match="mined"):
         m.predict(new)
@@ -130,7 +131,7 @@ def test_draws_for_unseen_levels_reach_every_predictor(zire):
 
 
 def test_missing_covariates_of_any_predictor_give_nan(models):
-    _, data, m = models("salamanders_zip")
+    _, data, m = models("salamanders_zire")
     new = data.iloc[:4].astype({"mined": object})
     new.loc[new.index[1], "mined"] = np.nan
     out = m.predict(new, re="population", se=True)
@@ -144,6 +145,7 @@ def test_conditional_standard_errors_are_refused(zire):
         m.predict(data, se=True)
 
 
+@pytest.mark.slow
 def test_offsets_of_every_predictor():
     """An offset in zi counts, and new data need its column."""
     rng = np.random.default_rng(3)

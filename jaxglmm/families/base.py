@@ -142,13 +142,13 @@ class Family:
         """Starting value of the first linear predictor of one row, ()."""
         return jnp.zeros_like(y)
 
-    def extra_start(self, y: np.ndarray, w: np.ndarray | None) -> np.ndarray:
+    def extra_start(self, y: Array, w: Array) -> Array:
         """Starting intercepts of the other linear predictors, (n_eta - 1,)."""
-        return np.zeros(self.n_eta - 1)
+        return jnp.zeros(self.n_eta - 1, y.dtype)
 
-    def psi_start(self, y: np.ndarray, w: np.ndarray | None) -> np.ndarray:
+    def psi_start(self, y: Array, w: Array) -> Array:
         """Rough starting psi from the whole response, (n_own,)."""
-        return np.zeros(self.n_own)
+        return jnp.zeros(self.n_own, y.dtype)
 
     # ---- bad input -------------------------------------------------------------------
 
@@ -250,7 +250,7 @@ class CustomFamily(Family):
 
     def psi_start(self, y, w):
         """``own_start``."""
-        return np.asarray(self.own_start, float)
+        return jnp.asarray(self.own_start, y.dtype)
 
 
 class PositiveMean(Family):
@@ -296,12 +296,10 @@ def check_link(family: Family) -> Link:
     return LINKS[family.link]
 
 
-def moments(y: np.ndarray, w: np.ndarray | None) -> tuple[float, float]:
-    """Mean and variance of a response, the latter not quite zero."""
-    y = np.asarray(y, float)
-    used = np.ones(len(y), bool) if w is None else np.asarray(w) > 0
-    if not used.any():
-        return 1.0, 1.0
-    mean = float(np.mean(y[used]))
-    spread = float(np.var(y[used]))
-    return mean, max(spread, 1e-8 * max(mean**2, 1e-8))
+def moments(y: Array, w: Array) -> tuple[Array, Array]:
+    """Mean and variance of the rows of positive weight, the latter not quite zero."""
+    used = w > 0
+    n = jnp.maximum(jnp.sum(used), 1)
+    mean = jnp.sum(jnp.where(used, y, 0.0)) / n
+    spread = jnp.sum(jnp.where(used, (y - mean) ** 2, 0.0)) / n
+    return mean, jnp.maximum(spread, 1e-8 * jnp.maximum(mean**2, 1e-8))

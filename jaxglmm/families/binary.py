@@ -159,10 +159,10 @@ class BetaBinomial(_Proportion):
     def psi_start(self, y, w):
         """By moments of the proportions."""
         mean, variance = moments(y, w)
-        trials = 1.0 if w is None else float(np.mean(np.asarray(w)[np.asarray(w) > 0]))
-        ratio = variance * trials / max(mean * (1.0 - mean), 1e-8)
-        excess = np.clip((ratio - 1.0) / max(trials - 1.0, 1e-8), 1e-3, 0.9)
-        return np.array([np.log(1.0 / excess - 1.0)])
+        trials = jnp.sum(w) / jnp.maximum(jnp.sum(w > 0), 1)
+        ratio = variance * trials / jnp.maximum(mean * (1.0 - mean), 1e-8)
+        excess = (ratio - 1.0) / jnp.maximum(trials - 1.0, 1e-8)
+        return jnp.log(1.0 / jnp.clip(excess, 1e-3, 0.9) - 1.0)[None]
 
 
 def _binomial(key: Array, n: Array, log_p: Array, log_q: Array) -> Array:

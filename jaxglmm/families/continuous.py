@@ -31,11 +31,11 @@ Ferrari and Cribari-Neto (2004), J. Appl. Stat. 31(7), doi:10.1080/0266476042000
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxglmm.families.base import Family, PositiveMean, check_link, moments
 from jaxglmm.families.deviances import binet, exp_excess, squared_excess
@@ -116,7 +116,7 @@ class Gaussian(_RealMean):
 
     def psi_start(self, y, w):
         """Log standard deviation of y."""
-        return np.array([0.5 * np.log(moments(y, w)[1])])
+        return 0.5 * jnp.log(moments(y, w)[1])[None]
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,8 @@ class Student(_RealMean):
 
     def psi_start(self, y, w):
         """Half the spread of y, and 5 degrees of freedom."""
-        return np.array([0.5 * np.log(0.6 * moments(y, w)[1]), np.log(5.0)])
+        log_sigma = 0.5 * jnp.log(0.6 * moments(y, w)[1])
+        return jnp.stack([log_sigma, jnp.full_like(log_sigma, math.log(5.0))])
 
 
 @dataclass(frozen=True)
@@ -211,9 +212,8 @@ class LogNormal(Family):
 
     def psi_start(self, y, w):
         """Log standard deviation of log y."""
-        y = np.asarray(y, float)
-        log_y = np.log(np.where(y > 0, y, 1.0))
-        return np.array([0.5 * np.log(moments(log_y, w)[1])])
+        log_y = jnp.log(jnp.where(y > 0, y, 1.0))
+        return 0.5 * jnp.log(moments(log_y, w)[1])[None]
 
 
 class _Dispersed(PositiveMean):
@@ -276,7 +276,7 @@ class Gamma(_Dispersed):
     def psi_start(self, y, w):
         """Squared coefficient of variation."""
         mean, variance = moments(y, w)
-        return np.array([np.log(variance / mean**2)])
+        return jnp.log(variance / mean**2)[None]
 
 
 @dataclass(frozen=True)
@@ -330,7 +330,7 @@ class InverseGaussian(_Dispersed):
     def psi_start(self, y, w):
         """Variance over cubed mean."""
         mean, variance = moments(y, w)
-        return np.array([np.log(variance / mean**3)])
+        return jnp.log(variance / mean**3)[None]
 
 
 @dataclass(frozen=True)
@@ -397,4 +397,5 @@ class Beta(Family):
     def psi_start(self, y, w):
         """By moments."""
         mean, variance = moments(y, w)
-        return np.array([np.log(np.clip(mean * (1 - mean) / variance - 1, 0.1, 1e6))])
+        precision = mean * (1.0 - mean) / variance - 1.0
+        return jnp.log(jnp.clip(precision, 0.1, 1e6))[None]

@@ -27,7 +27,6 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxglmm.families.base import PositiveMean, check_link, moments
 from jaxglmm.families.deviances import (
@@ -130,9 +129,9 @@ class _NegativeBinomial(_Count):
     def psi_start(self, y, w):
         """By moments, as if the mean were constant."""
         mean, variance = moments(y, w)
-        mean = max(mean, 1e-3)
-        excess = np.clip(0.5 * (variance / mean - 1.0), 0.1, 1e4)  # half for the model
-        return np.array([np.log(mean / excess if self.kind == 2 else excess)])
+        mean = jnp.maximum(mean, 1e-3)
+        excess = jnp.clip(0.5 * (variance / mean - 1.0), 0.1, 1e4)  # half for the model
+        return jnp.log(mean / excess if self.kind == 2 else excess)[None]
 
 
 @dataclass(frozen=True)
@@ -334,7 +333,8 @@ class GeneralizedPoisson(_Count):
     def psi_start(self, y, w):
         """Variance over mean."""
         mean, variance = moments(y, w)
-        return np.array([np.log(np.clip(variance / max(mean, 1e-3), 0.5, 1e4))])
+        excess = variance / jnp.maximum(mean, 1e-3)
+        return jnp.log(jnp.clip(excess, 0.5, 1e4))[None]
 
 
 def poisson_draw(key: Array, rate: Array) -> Array:

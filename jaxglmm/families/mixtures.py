@@ -156,16 +156,15 @@ class ZeroInflated(_Wrapper):
 
     def extra_start(self, y, w):
         """The base's, and the logit of the zeros (of half of them, if it has any)."""
-        y = np.asarray(y, float)
-        used = np.ones(len(y), bool) if w is None else np.asarray(w) > 0
-        share = (np.sum(y[used] == 0) + 0.5) / (np.sum(used) + 1.0)
-        share = 0.5 * share if self.base.has_zero else share
-        inner = self.base.extra_start(*_without_zeros(y, w, self.base.has_zero))
-        return np.append(inner, np.log(share / (1.0 - share)))
+        used = w > 0
+        share = (jnp.sum(used & (y == 0)) + 0.5) / (jnp.sum(used) + 1.0)
+        share = (0.5 * share if self.base.has_zero else share).astype(y.dtype)
+        inner = self.base.extra_start(*_without_zeros(y, w, self.base))
+        return jnp.append(inner, jnp.log(share / (1.0 - share)))
 
     def psi_start(self, y, w):
         """The base's, from the positive responses if it has no zeros."""
-        return self.base.psi_start(*_without_zeros(y, w, self.base.has_zero))
+        return self.base.psi_start(*_without_zeros(y, w, self.base))
 
     def check(self, y, weights):
         """Raise DataError where y is neither zero nor what the base takes."""
@@ -179,12 +178,13 @@ class ZeroInflated(_Wrapper):
         check_support(self.name, y, weights, (y == 0) | test(y), f"0 and {takes}")
 
 
-def _without_zeros(y, w, has_zero: bool):
-    y = np.asarray(y, float)
-    if has_zero or not np.any(y != 0):
+def _without_zeros(y: Array, w: Array, base: Family) -> tuple[Array, Array]:
+    """Rows for the base: zeros without weight where it has none."""
+    if base.has_zero:
         return y, w
-    keep = y != 0
-    return y[keep], None if w is None else np.asarray(w)[keep]
+    some = jnp.any((y != 0) & (w > 0))
+    w = jnp.where((y == 0) & some, 0.0, w)
+    return jnp.where(y == 0, base.inside, y), w
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ class WithDispersion(_Wrapper):
 
     def extra_start(self, y, w):
         """The base's, and its first own parameter."""
-        return np.append(self.base.extra_start(y, w), self.base.psi_start(y, w)[0])
+        return jnp.append(self.base.extra_start(y, w), self.base.psi_start(y, w)[0])
 
     def psi_start(self, y, w):
         """The base's but the first."""

@@ -123,20 +123,19 @@ class Cumulative(Family):
 
     def psi_start(self, y, w):
         """Thresholds of the observed shares."""
-        y = np.asarray(y, float)
-        used = np.ones(len(y), bool) if w is None else np.asarray(w) > 0
-        counts = np.bincount(
-            y[used].astype(int).clip(0, self.n_own), minlength=self.n_categories
-        )
-        share = np.cumsum(counts + 0.5)[:-1] / (counts.sum() + 0.5 * self.n_categories)
+        category = jnp.arange(self.n_categories).astype(y.dtype)
+        counts = jnp.sum((y[:, None] == category[None]) & (w > 0)[:, None], axis=0)
+        counts = counts.astype(y.dtype)
+        share = jnp.cumsum(counts + 0.5)[:-1]
+        share = share / (jnp.sum(counts) + 0.5 * self.n_categories)
         quantile = {
-            "logit": lambda p: np.log(p / (1 - p)),
-            "probit": lambda p: np.log(p / (1 - p)) / 1.7,
-            "cloglog": lambda p: np.log(-np.log1p(-p)),
-            "cauchit": lambda p: -1.0 / np.tan(math.pi * p),
+            "logit": lambda p: jnp.log(p / (1 - p)),
+            "probit": lambda p: jnp.log(p / (1 - p)) / 1.7,
+            "cloglog": lambda p: jnp.log(-jnp.log1p(-p)),
+            "cauchit": lambda p: -1.0 / jnp.tan(math.pi * p),
         }[self.link]
         tau = quantile(share)
-        return np.concatenate([tau[:1], np.log(np.diff(tau))])
+        return jnp.concatenate([tau[:1], jnp.log(jnp.diff(tau))])
 
     def check(self, y, weights):
         """Raise DataError where y is no code of a category."""

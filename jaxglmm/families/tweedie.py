@@ -27,7 +27,6 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxglmm.families.base import PositiveMean, check_link, moments
 from jaxglmm.families.counts import poisson_draw
@@ -120,7 +119,8 @@ class Tweedie(PositiveMean):
     def psi_start(self, y, w):
         """Dispersion by moments at p = 1.5."""
         mean, variance = moments(y, w)
-        return np.array([np.log(variance / max(mean, 1e-3) ** 1.5), 0.0])
+        log_phi = jnp.log(variance / jnp.maximum(mean, 1e-3) ** 1.5)
+        return jnp.stack([log_phi, jnp.zeros_like(log_phi)])
 
 
 def _log_saturated(family: Tweedie, y: Array, psi: Array, w: Array) -> Array:

@@ -21,6 +21,9 @@ __all__ = ["Matrices", "model_matrices", "random_design", "relative_factor"]
 class Matrices:
     """X as a data frame, the others as SciPy sparse arrays; see the module.
 
+    For families or links other than Gaussian and identity, R holds the variances of y
+    at the conditional modes, and there is no V.
+
     ``Z_columns`` (q,) labels the columns of Z, the rows of Lambda and G: a MultiIndex
     of group, level, effect.
     """
@@ -31,7 +34,7 @@ class Matrices:
     Lambda: sp.csc_array
     G: sp.csc_array
     R: sp.dia_array
-    V: sp.csc_array
+    V: sp.csc_array | None
 
 
 def random_design(z: list[np.ndarray], group: list[np.ndarray], n_levels: list[int]):
@@ -56,23 +59,29 @@ def relative_factor(factors: list[np.ndarray], n_levels: list[int]) -> sp.csc_ar
     return sp.csc_array(sp.block_diag(blocks))
 
 
-def model_matrices(design, frame, factors, sigma: float) -> Matrices:
-    """Collect :class:`Matrices` for a fitted model."""
+def model_matrices(
+    design, frame, factors, sigma: float, variance: np.ndarray, *, additive: bool
+) -> Matrices:
+    """Collect :class:`Matrices` for a fitted model.
+
+    ``sigma`` scales the random effects, ``variance`` (n,) is that of y given these;
+    ``additive``: whether the mean is the linear predictor, so that V makes sense.
+    """
     n_levels = [t.n_levels for t in design.terms]
     Z = random_design(
         [t.z for t in design.terms], [t.group for t in design.terms], n_levels
     )
     Lambda = relative_factor(factors, n_levels)
     G = sp.csc_array(sigma**2 * (Lambda @ Lambda.T))
-    w = np.ones(len(design.y)) if design.weights is None else design.weights
-    R = sp.dia_array((sigma**2 / w[None, :], [0]), shape=(len(w), len(w)))
+    n = len(variance)
+    R = sp.dia_array((variance[None, :], [0]), shape=(n, n))
     labels = [
         (t.group_name, level, name)
-        for t in frame.terms
+        for t in frame.all_terms
         for level in t.levels
         for name in t.z_names
     ]
     columns = pd.MultiIndex.from_tuples(labels, names=["group", "level", "effect"])
     X = pd.DataFrame(design.X, columns=frame.X_names, index=frame.row_index)
-    V = sp.csc_array(Z @ G @ Z.T + R)
+    V = sp.csc_array(Z @ G @ Z.T + R) if additive else None
     return Matrices(X, Z, columns, Lambda, G, R, V)
