@@ -299,7 +299,7 @@ def check_link(family: Family) -> Link:
 def moments(y: Array, w: Array) -> tuple[Array, Array]:
     """Mean and variance of the rows of positive weight, the latter not quite zero."""
     used = w > 0
-    n = jnp.maximum(jnp.sum(used), 1)
+    n = jnp.maximum(jnp.sum(used.astype(y.dtype)), 1.0)
     mean = jnp.sum(jnp.where(used, y, 0.0)) / n
     spread = jnp.sum(jnp.where(used, (y - mean) ** 2, 0.0)) / n
     return mean, jnp.maximum(spread, 1e-8 * jnp.maximum(mean**2, 1e-8))

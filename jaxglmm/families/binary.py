@@ -159,7 +159,7 @@ class BetaBinomial(_Proportion):
     def psi_start(self, y, w):
         """By moments of the proportions."""
         mean, variance = moments(y, w)
-        trials = jnp.sum(w) / jnp.maximum(jnp.sum(w > 0), 1)
+        trials = jnp.sum(w) / jnp.maximum(jnp.sum((w > 0).astype(w.dtype)), 1.0)
         ratio = variance * trials / jnp.maximum(mean * (1.0 - mean), 1e-8)
         excess = (ratio - 1.0) / jnp.maximum(trials - 1.0, 1e-8)
         return jnp.log(1.0 / jnp.clip(excess, 1e-3, 0.9) - 1.0)[None]

@@ -157,8 +157,9 @@ class ZeroInflated(_Wrapper):
     def extra_start(self, y, w):
         """The base's, and the logit of the zeros (of half of them, if it has any)."""
         used = w > 0
-        share = (jnp.sum(used & (y == 0)) + 0.5) / (jnp.sum(used) + 1.0)
-        share = (0.5 * share if self.base.has_zero else share).astype(y.dtype)
+        zeros = jnp.sum((used & (y == 0)).astype(y.dtype))
+        share = (zeros + 0.5) / (jnp.sum(used.astype(y.dtype)) + 1.0)
+        share = 0.5 * share if self.base.has_zero else share
         inner = self.base.extra_start(*_without_zeros(y, w, self.base))
         return jnp.append(inner, jnp.log(share / (1.0 - share)))
 

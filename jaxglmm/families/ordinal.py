@@ -124,8 +124,8 @@ class Cumulative(Family):
     def psi_start(self, y, w):
         """Thresholds of the observed shares."""
         category = jnp.arange(self.n_categories).astype(y.dtype)
-        counts = jnp.sum((y[:, None] == category[None]) & (w > 0)[:, None], axis=0)
-        counts = counts.astype(y.dtype)
+        belongs = (y[:, None] == category[None]) & (w > 0)[:, None]
+        counts = jnp.sum(belongs.astype(y.dtype), axis=0)
         share = jnp.cumsum(counts + 0.5)[:-1]
         share = share / (jnp.sum(counts) + 0.5 * self.n_categories)
         quantile = {
