@@ -103,9 +103,8 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["crossed", pytest.param("nested", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
 def test_agrees_with_brute_force(name):
     """Two levels of a, two of b (in each): a tensor grid over all effects."""
     formula, n_nodes = SMALL[name]

@@ -42,7 +42,8 @@ def study(n_sims):
 
 
 @pytest.mark.recovery
-@pytest.mark.parametrize("n_sims", [100, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("n_sims", [1000])
 def test_laplace_is_less_biased_than_pql(n_sims):
     found = study(n_sims)
     bias = {method: np.abs(mean[[1, 3]]) for method, (mean, _) in found.items()}
