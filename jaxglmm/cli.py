@@ -38,7 +38,15 @@ def data() -> None:
 @click.argument("source", metavar="DATA")
 @click.argument("formula")
 @click.option("--family", default="gaussian", show_default=True)
-@click.option("--method", type=click.Choice(["REML", "ML"]), help="[default: REML]")
+@click.option(
+    "--method",
+    type=click.Choice(["REML", "ML", "Laplace", "AGQ", "PQL"]),
+    help="[default: REML for Gaussian models, else Laplace]",
+)
+@click.option("--link", help="Another link than the family's own.")
+@click.option("--n-quad", type=int, help="Quadrature nodes per effect, with AGQ.")
+@click.option("--zi", metavar="FORMULA", help='Zero inflation, such as "~ x".')
+@click.option("--dispersion", metavar="FORMULA", help='Dispersion model, "~ x".')
 @click.option("--weights", metavar="COLUMN", help="Prior weights.")
 @click.option("--offset", metavar="EXPR", help='Such as z, or "log(exposure)".')
 @click.option(
@@ -58,6 +66,10 @@ def fit(
     formula: str,
     family: str,
     method: str | None,
+    link: str | None,
+    n_quad: int | None,
+    zi: str | None,
+    dispersion: str | None,
     weights: str | None,
     offset: str | None,
     contrasts: tuple[str, ...],
@@ -73,6 +85,10 @@ def fit(
     options = {
         "family": family,
         "method": method,
+        "link": link,
+        "n_quad": n_quad,
+        "zi": zi,
+        "dispersion": dispersion,
         "weights": weights,
         "offset": offset,
         "contrasts": _pairs(contrasts),
@@ -167,6 +183,11 @@ def as_record(model: Any) -> dict[str, Any]:
         "fixef": model.fixef.to_dict(),
         "se": model.se.to_dict(),
         "vcov": model.vcov.to_numpy().tolist(),
+        **{
+            f"fixef_{p.name}": dict(zip(p.X_names, beta.tolist()))
+            for p, beta in zip(model.frame.others, model.fit.params.others)
+        },
+        "dispersion": model.dispersion.to_dict(),
         "theta": model.theta.to_numpy().tolist(),
         "varcorr": model.varcorr.to_dict(orient="records"),
         "ranef": {

@@ -187,7 +187,7 @@ def glmm(
             fitted = fit_host_pql(arrays, fam, start, control)
         else:
             fitted = fit_host_generalized(arrays, fam, start, control, how)
-    if not is_linear(fam) or used not in ("REML", "ML"):
+    if priors is None and not (is_linear(fam) and used in ("REML", "ML")):
         fitted = mark_separation(fitted, arrays, fam)
     model = GLMM(
         fit=fitted, design=arrays, frame=frame, family=fam, method=used,

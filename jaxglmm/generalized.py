@@ -64,6 +64,9 @@ __all__ = [
 ]
 
 
+_FAR = 4.0  # on the scale of psi and of linear predictors: e^4 is far from anything
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Scales:
@@ -131,7 +134,9 @@ def _used_rows(design: Design) -> tuple[Array, Array, list[Array], list[Array]]:
 
 def _offsets(design: Design) -> tuple[Array, ...]:
     given = [design.offset, *(p.offset for p in design.others)]
-    return tuple(jnp.zeros_like(design.y) if o is None else o for o in given)
+    zero = jnp.zeros_like(design.y)
+    unused = zero > 0 if design.weights is None else design.weights == 0
+    return tuple(zero if o is None else jnp.where(unused, 0.0, o) for o in given)
 
 
 def _row_data(design: Design, y, w, Xs, z, unused: Array) -> RowData:
@@ -222,7 +227,9 @@ def fit_rows(
     fit = to_user_units(raw, scales, spare, how.reml)
     if how.prior is None:
         return fit
-    return dataclasses.replace(fit, loglik=fit.loglik - how.prior(fit.params))
+    return dataclasses.replace(
+        fit, loglik=fit.loglik - jnp.reshape(how.prior(fit.params), ())
+    )
 
 
 def estimate_rows(
@@ -233,7 +240,8 @@ def estimate_rows(
     frame0 = model.first_frame(data, first.beta[0])
     if model.reml:
         first = first._replace(beta=(first.beta[0][:0], *first.beta[1:]))
-    minimum = solve(model, control, data, model.join(first), frame0)
+    x0 = model.join(first)
+    minimum = solve(model, control, data, x0, frame0)
     mode = model.mode(minimum.x, minimum.frame, data)
     at = model.at(minimum.x, mode, data)
     b = effects(mode.u, block_factors(at.theta, layout, minimum.frame.order))
@@ -258,7 +266,7 @@ def estimate_rows(
     return GeneralizedRaw(
         Point(at.beta, theta, at.psi), objective, minimum.grad @ J,
         J.T @ minimum.hess @ J, cov_user, split_terms(u, layout),
-        split_terms(b, layout), _status(model, minimum, singular, data), singular,
+        split_terms(b, layout), _status(model, minimum, x0, singular, data), singular,
         minimum.decrement, minimum.min_eigenvalue, minimum.n_iter,
     )  # fmt: skip
 
@@ -295,11 +303,16 @@ def _jacobian(
 
 
 def _status(
-    model: GeneralizedModel, minimum: Minimum, singular: Array, data: RowData
+    model: GeneralizedModel, minimum: Minimum, x0: Array, singular: Array, data: RowData
 ) -> Array:
+    """How the fit ended.
+
+    Where the likelihood is flat only in what the family has beside its mean, and the
+    optimizer went far to get there, a simpler family is the answer; what stayed near
+    its start is not identified.
+    """
     ended = minimum.status == int(Status.CONVERGED)
     status = jnp.where(ended & singular, int(Status.BOUNDARY), minimum.status)
-    # flat only in what the family has beside its mean: a simpler family is the answer
     sizes = [c.shape[0] for c in model.split(minimum.x, data).beta]
     first = sizes[0] + sum(sizes[1:]) + n_theta(model.layout)
     beside = np.zeros(minimum.x.shape[0], bool)
@@ -309,7 +322,10 @@ def _status(
     unused = jnp.zeros(minimum.x.shape[0], bool)
     unused = unused.at[: sum(sizes)].set(data.unused[out:] > 0)
     share = jnp.where(jnp.asarray(beside) | unused, 0.0, jnp.diagonal(minimum.flat))
-    at_limit = (minimum.status == int(Status.NOT_IDENTIFIED)) & jnp.all(share < 1e-6)
+    gone = jnp.where(jnp.asarray(beside), minimum.x - x0, 0.0)
+    far = jnp.sum((minimum.flat @ gone) ** 2) > _FAR**2
+    at_limit = (minimum.status == int(Status.NOT_IDENTIFIED)) & far
+    at_limit = at_limit & jnp.all(share < 1e-6)
     if beside.any():
         status = jnp.where(at_limit, int(Status.LIMIT), status)
     lost = (ended | at_limit) & (minimum.frame.left > 1.0)
@@ -388,7 +404,7 @@ def log_lik_rows(
     x = model.join(Point(beta, jnp.asarray(params.theta, dtype) * params.sigma, psi))
     fixed = constant(data)
     frame = model.first_frame(fixed, lax.stop_gradient(first))
-    frame = model.with_modes(lax.stop_gradient(x), frame, fixed)
+    frame = model.settle(lax.stop_gradient(x), frame, fixed)
     return -0.5 * model.objective(x, frame, data)
 
 

@@ -182,6 +182,8 @@ def fit_host_pql(arrays: Design, family: Family, start: Any, control: Control) -
     """Fit NumPy arrays by PQL; ``start`` is theta or None."""
     theta0 = None if start is None else _given_start(start, arrays.n_theta)
     padded = pad_design(arrays)
+    # a working model would take padding columns for collinear ones
+    padded = dataclasses.replace(padded, X=padded.X[:, : arrays.X.shape[1]])
     keep = isinstance(control.optimizer, str) and built_in(padded.layout)
     keep = keep and known_family(family)
     fit = run(_fit_pql, (family, control), padded, theta0, keep=keep)

@@ -42,6 +42,10 @@ class Model(Protocol):
         """What to minimize, ()."""
         ...
 
+    def settle(self, x: Array, frame: Any, data: Any) -> Any:
+        """The frame with what belongs to another x, in the same coordinates."""
+        ...
+
     def reframe(self, x: Array, frame: Any, data: Any) -> tuple[Array, Any]:
         """The same point in coordinates that suit it better."""
         ...
@@ -59,7 +63,8 @@ def solve(model: Model, control: Control, data: Any, x0: Array, frame0: Any) -> 
     """
 
     def objective(x, frame):
-        return model.objective(x, frame, data)
+        settled = model.settle(lax.stop_gradient(x), frame, data)
+        return model.objective(x, settled, data)
 
     def reframe(x, frame):
         return model.reframe(x, frame, data)

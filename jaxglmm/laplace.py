@@ -142,7 +142,7 @@ class GeneralizedModel:
         """Larger pivots first, and the mode found."""
         point = self.split(x, data)
         if self.n_quad > 1:  # the grid belongs to the user's order of effects
-            return x, self.with_modes(x, frame, data)
+            return x, self.settle(x, frame, data)
         theta, order = repivot(point.theta, frame.order, self.layout)
         moved = jnp.zeros((), bool)
         for new, old in zip(order, frame.order):
@@ -151,9 +151,9 @@ class GeneralizedModel:
         u = tuple(jnp.where(moved, 0.0, v) for v in frame.inner.u)
         inner = frame.inner._replace(u=u)
         x = self.join(point._replace(theta=theta))
-        return x, self.with_modes(x, Frame(order, inner, frame.left), data)
+        return x, self.settle(x, Frame(order, inner, frame.left), data)
 
-    def with_modes(self, x: Array, frame: Frame, data: RowData) -> Frame:
+    def settle(self, x: Array, frame: Frame, data: RowData) -> Frame:
         """The frame with the mode that belongs to x, searched from its own."""
         point = self.split(x, data)
         factors = block_factors(point.theta, self.layout, frame.order)

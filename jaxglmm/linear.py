@@ -63,6 +63,10 @@ class LinearModel:
         cp, reml, sigma2 = data
         return profiled_objective(x, cp, self.layout, reml, frame, sigma2)
 
+    def settle(self, x: Array, frame: Order, data: Data) -> Order:
+        """Nothing belongs to x but its order."""
+        return frame
+
     def reframe(self, x: Array, frame: Order, data: Data) -> tuple[Array, Order]:
         """Larger pivots first."""
         return repivot(x, frame, self.layout)

@@ -65,8 +65,33 @@ class GLMM:
     @cached_property
     def se(self) -> pd.Series:
         """Standard errors of the fixed effects."""
-        size = np.sqrt(np.diagonal(self.fit.vcov_beta))
+        var = np.diagonal(self.fit.vcov_beta)
+        size = self._sizes(var, slice(0, len(var)))
         return pd.Series(size, self.frame.X_names, name="Std. Error")
+
+    @cached_property
+    def flat_parameters(self) -> np.ndarray:
+        """Which of (beta, others, theta, psi) have no standard error.
+
+        Those in whose direction the likelihood is flat: ``fit.vcov`` leaves such
+        directions out, so their variances fall below 2 / hess, which is the least that
+        is possible for others.
+        """
+        if self.fit.vcov is None or self.status in (Status.CONVERGED, Status.BOUNDARY):
+            return np.zeros(len(self.fixef), bool)
+        var = np.diagonal(np.asarray(self.fit.vcov))
+        curvature = np.diagonal(np.asarray(self.fit.hess))
+        flat = np.zeros(len(var), bool)
+        last = len(var) - len(curvature)  # with REML beta is no part of the Hessian
+        if self.method != "PQL":
+            flat[last:] = var[last:] * curvature < 1.96
+        return flat
+
+    def _sizes(self, var: np.ndarray, at: slice) -> np.ndarray:
+        """Standard errors from variances of the parameters ``at`` some place."""
+        flat = self.flat_parameters
+        size = np.sqrt(var)
+        return np.where(flat[at], np.nan, size) if len(flat) > len(self.fixef) else size
 
     @cached_property
     def vcov(self) -> pd.DataFrame:
@@ -97,7 +122,8 @@ class GLMM:
             stop = start + part.X.shape[1]
             if part.name == name:
                 var = np.diagonal(np.asarray(self.fit.vcov))[start:stop]
-                return pd.Series(np.sqrt(var), part.X_names, name="Std. Error")
+                size = self._sizes(var, slice(start, stop))
+                return pd.Series(size, part.X_names, name="Std. Error")
             start = stop
         raise AttributeError(f"the model has no {name}= formula")
 
@@ -116,7 +142,9 @@ class GLMM:
         n_own = len(values)
         cov = np.asarray(self.fit.vcov)[-n_own:, -n_own:] if n_own else np.zeros((0, 0))
         var = np.diagonal(slope @ cov @ slope.T)
-        return pd.Series(np.sqrt(var), list(self.family.own_names), name="Std. Error")
+        total = len(np.asarray(self.fit.vcov))
+        size = self._sizes(var, slice(total - n_own, total))
+        return pd.Series(size, list(self.family.own_names), name="Std. Error")
 
     @property
     def _psi(self) -> np.ndarray:

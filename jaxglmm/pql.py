@@ -127,7 +127,7 @@ def fit_pql(
         theta = jnp.where(s.n == 0, start, s.fit.params.theta)
         fit, W = fit_at(s.eta, theta)
         eta = linear_predictor(fit.params, design, fit.b)
-        change = jnp.sqrt(jnp.sum(W * (eta - s.eta) ** 2) / jnp.sum(used))
+        change = jnp.sqrt(jnp.sum(W * (eta - s.eta) ** 2) / jnp.sum(used.astype(dtype)))
         return _Round(fit, eta, change, s.n + 1)
 
     last = lax.while_loop(going, body, first)

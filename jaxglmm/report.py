@@ -236,18 +236,20 @@ def at_limit(m: GLMM) -> list[str]:
         return []
     names = [f"{p.name}: {n}" for p in m.frame.others for n in p.X_names]
     names += [""] * len(m.theta) + list(m.family.own_names)
-    curvature = np.diagonal(np.asarray(m.fit.hess))[-len(names) :]
-    largest = np.max(np.abs(np.diagonal(np.asarray(m.fit.hess))))
-    return [n for n, h in zip(names, curvature) if n and abs(h) < 1e-8 * largest]
+    flat = m.flat_parameters[len(m.fixef) :]
+    return [n for n, is_flat in zip(names, flat) if n and is_flat]
 
 
 def limit_facts(m: GLMM) -> list[str]:
     """What a parameter at its limit makes of the model."""
     facts = []
+    family = m.family.name.removeprefix("zero-inflated ")
     for name in at_limit(m):
-        simpler = _SIMPLER.get((m.family.name, name), "the likelihood is flat there")
+        simpler = _SIMPLER.get((family, name), "the likelihood is flat there")
         facts.append(f"{name} runs to its end; {simpler}")
-    return facts
+    if m.is_singular:
+        facts += boundary_facts(m)
+    return facts or [str(m.status)]
 
 
 def theta_hessian(m: GLMM) -> np.ndarray:
@@ -412,7 +414,8 @@ def _coefficient_rows(fixef, se, *, normal: bool) -> list[list[str]]:
     for name, b, s, tv in zip(fixef.index, est, size, t):
         d = max(3, _significant(s, 4))
         shown = [f"{v:.4g}" if d > 7 else _number(v, d) for v in (b, s)]
-        more = [f"{math.erfc(abs(tv) / math.sqrt(2.0)):.3g}"] if normal else []
+        chance = math.erfc(abs(tv) / math.sqrt(2.0))
+        more = [f"{chance:.3g}" if np.isfinite(tv) else "NA"] if normal else []
         rows.append([name, *shown, _number(tv, 3), *more])
     return rows
 
@@ -458,9 +461,11 @@ def text(m: GLMM, *, full: bool = False) -> str:
     out += [_groups_line(m), "", "Fixed effects:"]
     out += _table(_fixed_rows(m), 1) if len(m.fixef) else ["(none)"]
     for part in m.frame.others:
-        rows = _coefficient_rows(
-            m._other_fixef(part.name), m.se_other(part.name), normal=True
-        )
+        estimates, limits = m._other_fixef(part.name), at_limit(m)
+        estimates.index = [
+            f"{n}*" if f"{part.name}: {n}" in limits else n for n in estimates.index
+        ]
+        rows = _coefficient_rows(estimates, m.se_other(part.name), normal=True)
         out += ["", f"Fixed effects of {part.name}:", *_table(rows, 1)]
     if m.is_generalized and len(m.dispersion):
         rows = [["", "Estimate", "Std. Error"]]

@@ -59,11 +59,13 @@ class Fit:
     loglik : Array, ()
         Log L with every constant; for REML fits the restricted one.
     objective : Array, ()
-        What was minimized: -2 loglik.
+        What was minimized: -2 loglik, minus twice the log prior where there is one. For
+        PQL, which has no loglik, that of the working model.
     grad, hess : Array, (m,), (m, m)
         Derivatives of the objective in theta, beta and sigma profiled out, at the last
         evaluation: the estimate is one Newton step further. For a generalized model
-        in (beta, others, theta, psi). These and the evidence below are constants to
+        in (beta, others, theta, psi), without beta where REML integrates it out; for
+        PQL those of the working model. These and the evidence below are constants to
         differentiation, as is the ``vcov_beta`` of a generalized model.
     vcov_beta : Array, (p, p)
         Covariance of beta: at the estimated theta for a linear model, from the joint
@@ -79,7 +81,8 @@ class Fit:
         Evaluations of the criterion.
     vcov : Array, (m, m), optional
         Of a generalized model: the covariance of (beta, others, theta, psi), twice the
-        inverse of ``hess`` with flat directions left out.
+        inverse of ``hess`` with flat directions left out; with REML with beta, which
+        follows the others; for PQL of beta alone, the rest not a number.
     """
 
     params: Params

@@ -34,9 +34,12 @@ _FAR = 12.0  # linear predictors beyond this raise the question: a chance of 6e-
 def edges(family: Family, y: np.ndarray) -> np.ndarray:
     """Side of every response: -1 at the lower edge, 1 at the upper, 0 inside."""
     lower = y == 0
-    if family.support == "proportion":
+    if family.support == "proportion" and family.link != "log":
         return np.where(lower, -1.0, np.where(y == 1, 1.0, 0.0))
-    if family.support in ("count", "nonnegative") and family.link == "log":
+    if (
+        family.support in ("count", "nonnegative", "proportion")
+        and family.link == "log"
+    ):
         return np.where(lower, -1.0, 0.0)
     return np.zeros(len(y))
 
@@ -67,9 +70,14 @@ def separating_direction(design: Design, family: Family) -> np.ndarray | None:
         bounds=(-1.0, 1.0),
         method="highs",
     )
-    if found.status != 0 or -found.fun < 1e-6:
+    if found.status != 0:
         return None
-    return np.where(np.abs(found.x) > 1e-6, found.x, 0.0)
+    d = found.x / max(np.max(np.abs(found.x)), 1e-300)
+    gains = at_edge @ d
+    off = np.max(np.abs(inside @ d), initial=0.0)
+    if np.max(gains) < 1e-4 or np.min(gains) < -1e-6 or off > 1e-6:
+        return None
+    return np.where(np.abs(d) > 1e-6, d, 0.0)
 
 
 def mark_separation(fit: Fit, design: Design, family: Family) -> Fit:

@@ -90,15 +90,19 @@ def check_masses(y, support, family, eta, psi, w=1.0):
     assert o[~keep].sum() <= 8
 
 
+def slowly(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 COUNT_CASES = [
     (Poisson(), [0.7], []),
     (NegativeBinomial(), [0.7], [0.2]),
-    (NegativeBinomial(kind=1), [0.7], [0.8]),
+    slowly(NegativeBinomial(kind=1), [0.7], [0.8]),
     (TruncatedPoisson(), [-0.5], []),
-    (TruncatedNegativeBinomial(), [0.2], [-0.3]),
-    (TruncatedNegativeBinomial(kind=1), [0.7], [0.8]),
-    (GeneralizedPoisson(), [0.7], [0.6]),
-    (ZeroInflated(WithDispersion(NegativeBinomial())), [0.9, 0.4, -0.7], []),
+    slowly(TruncatedNegativeBinomial(), [0.2], [-0.3]),
+    slowly(TruncatedNegativeBinomial(kind=1), [0.7], [0.8]),
+    slowly(GeneralizedPoisson(), [0.7], [0.6]),
+    slowly(ZeroInflated(WithDispersion(NegativeBinomial())), [0.9, 0.4, -0.7], []),
     (ZeroInflated(TruncatedPoisson()), [0.9, -0.7], []),
     (Cumulative(n_categories=4, link="probit"), [0.3], [-0.6, -0.2, 0.1]),
 ]
@@ -145,6 +149,7 @@ def test_draws_of_continuous_responses(family, psi, law):
         np.testing.assert_allclose(family.variance(*at, 4.0), law.var(), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_draws_of_tweedie_responses():
     family, eta, psi = Tweedie(), jnp.array([0.4]), jnp.array([0.3, -0.4])
     y = draw(family, eta, psi, 2.0)

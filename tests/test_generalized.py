@@ -14,7 +14,7 @@ from jaxglmm.errors import Status
 # one case of every kind in the default run, since each compiles a program of its own
 DEFAULT = {
     "cbpp_AGQ9", "cbpp_Laplace", "cbpp_probit_Laplace", "salamanders_zire",
-    "seed_poisson_Laplace", "sim_gamma_tmb", "verbagg_Laplace", "wine_clmm_Laplace",
+    "sim_gamma_tmb", "verbagg_Laplace", "wine_clmm_Laplace",
 }  # fmt: skip
 CASES = [
     pytest.param(p.stem, marks=[] if p.stem in DEFAULT else [pytest.mark.slow])
@@ -165,7 +165,10 @@ def cbpp():
     return design, jax.jit(lambda d: jg.fit(d, family="binomial"))(design)
 
 
-@pytest.mark.parametrize(("method", "n_quad"), [("Laplace", None), ("AGQ", 9)])
+@pytest.mark.parametrize(
+    ("method", "n_quad"),
+    [("Laplace", None), pytest.param("AGQ", 9, marks=pytest.mark.slow)],
+)
 def test_derivatives_of_the_likelihood(cbpp, method, n_quad):
     """Gradient and Hessian against central differences."""
     design, _ = cbpp

@@ -226,9 +226,12 @@ def _delta_se(m: GLMM, parts: dict[int, _Rows], mean: Means) -> np.ndarray:
     d = np.hstack([*d, mean.psi_slope])
     at = [np.arange(first[r], first[r] + sizes[r]) for r in parts]
     at = np.concatenate([*at, np.arange(len(vcov) - n_own, len(vcov))])
-    moves = np.any(np.nan_to_num(d) != 0.0, axis=0)
+    unknown = np.isnan(d).any(axis=1)
+    d = np.nan_to_num(d)
+    moves = np.any(d != 0.0, axis=0)
     d, at = d[:, moves], at[moves]
-    return np.sqrt(np.einsum("ij,jk,ik->i", d, vcov[np.ix_(at, at)], d))
+    se = np.sqrt(np.einsum("ij,jk,ik->i", d, vcov[np.ix_(at, at)], d))
+    return np.where(unknown, np.nan, se)
 
 
 def unseen_variance(z, group, factors, sigma: float) -> np.ndarray:

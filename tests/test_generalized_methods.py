@@ -1,0 +1,161 @@
+"""REML, PQL, priors; parameters at a limit and separation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import minimize_scalar
+
+import jaxglmm as jg
+from jaxglmm.errors import ConvergenceWarning, Status
+from jaxglmm.families import Gaussian
+from jaxglmm.fitting import as_float
+from jaxglmm.generalized import How, fit_rows
+
+CBPP = "cbind(incidence, size - incidence) ~ period + (1 | herd)"
+
+
+@pytest.fixture(scope="module")
+def cbpp():
+    return jg.datasets.load("cbpp")
+
+
+@pytest.mark.slow
+def test_reml_by_laplace_is_reml_for_a_gaussian_model(sleep_design):
+    design, control = as_float(sleep_design), jg.Control()
+    fit = jax.jit(lambda d: fit_rows(d, Gaussian(), None, control, How(1, True)))
+    ours, linear = fit(design), jg.fit(design)
+    np.testing.assert_allclose(ours.loglik, linear.loglik, rtol=1e-11)
+    np.testing.assert_allclose(ours.params.beta, linear.params.beta, rtol=1e-8)
+    np.testing.assert_allclose(ours.vcov_beta, linear.vcov_beta, rtol=1e-6)
+    sigma = np.exp(ours.params.psi[0])
+    np.testing.assert_allclose(sigma, linear.params.sigma, rtol=1e-6)
+    np.testing.assert_allclose(
+        ours.params.theta, sigma * linear.params.theta, rtol=1e-5, atol=1e-5
+    )
+
+
+def pql_by_hand(data, reml):
+    """Working responses, then V = W^-1 + s^2 Z Z' dense, s by a scalar search."""
+    n = data["size"].to_numpy(float)
+    y = data["incidence"].to_numpy() / n
+    period = data["period"].to_numpy()
+    X = np.column_stack([np.ones(56), *(period == p for p in np.unique(period)[1:])])
+    Z = (data["herd"].to_numpy()[:, None] == np.unique(data["herd"])[None]) * 1.0
+
+    def gls(s, z, W):
+        V = np.diag(1.0 / W) + s**2 * Z @ Z.T
+        V_inv = np.linalg.inv(V)
+        A = X.T @ V_inv @ X
+        beta = np.linalg.solve(A, X.T @ V_inv @ z)
+        r = z - X @ beta
+        value = np.linalg.slogdet(V)[1] + r @ V_inv @ r
+        value += np.linalg.slogdet(A)[1] if reml else 0.0
+        return value, beta, s**2 * Z.T @ V_inv @ r
+
+    eta = np.log((y * n + 0.5) / (n - y * n + 0.5))
+    for _ in range(60):
+        mu = 1.0 / (1.0 + np.exp(-eta))
+        W = n * mu * (1.0 - mu)
+        z = eta + (y - mu) / (mu * (1.0 - mu))
+        s = minimize_scalar(
+            lambda s, z=z, W=W: gls(s, z, W)[0], bounds=(0.05, 3.0), method="bounded",
+            options={"xatol": 1e-10},
+        ).x  # fmt: skip
+        _, beta, b = gls(s, z, W)
+        eta = X @ beta + Z @ b
+    return beta, s, b
+
+
+@pytest.mark.parametrize(
+    "working", ["REML", pytest.param("ML", marks=pytest.mark.slow)]
+)
+def test_pql_is_a_linear_model_again_and_again(cbpp, working):
+    control = jg.Control(working_model=working)
+    m = jg.glmm(CBPP, cbpp, family="binomial", method="PQL", control=control)
+    beta, s, b = pql_by_hand(cbpp, working == "REML")
+    assert m.converged
+    assert np.isnan(m.loglik)
+    np.testing.assert_allclose(m.fixef, beta, rtol=1e-5)
+    np.testing.assert_allclose(m.theta, [s], rtol=1e-5)
+    ours = m.ranef["herd"].loc[np.unique(cbpp["herd"])]
+    np.testing.assert_allclose(ours.iloc[:, 0], b, atol=1e-5)
+    assert "penalized quasi-likelihood" in repr(m)
+
+
+def test_pql_is_not_differentiated(cbpp):
+    design = jg.design(CBPP, cbpp)
+
+    def slope(o):
+        return jg.fit(design.replace(offset=o), "binomial", "PQL").params.beta[1]
+
+    with pytest.raises(TypeError, match="derivatives through a PQL fit"):
+        jax.grad(slope)(jnp.zeros(56))
+    with pytest.raises(ValueError, match="PQL' has no likelihood"):
+        jg.loglik(None, design, "binomial", "PQL")
+
+
+@pytest.mark.slow
+def test_a_prior_moves_the_mode_to_where_both_slopes_meet(cbpp):
+    def prior(p):
+        return -0.5 * jnp.sum(p.beta**2) - 0.5 * jnp.sum((p.theta - 1.0) ** 2) / 0.01
+
+    m = jg.glmm(CBPP, cbpp, family="binomial", priors=prior)
+    assert m.converged
+    design = jax.tree.map(jnp.asarray, m.design)
+
+    def objective(beta, theta):
+        p = jg.Params(beta, theta, jnp.ones(()), jnp.zeros(0))
+        return jg.loglik(p, design, "binomial") + prior(p)
+
+    p = m.fit.params
+    slopes = jax.jit(jax.grad(objective, (0, 1)))(p.beta, p.theta)
+    for slope in slopes:
+        np.testing.assert_allclose(slope, 0.0, atol=1e-5)
+    np.testing.assert_allclose(m.loglik, objective(p.beta, p.theta) - prior(p))
+    assert abs(float(m.theta.iloc[0]) - 1.0) < 0.1
+    with pytest.raises(ValueError, match=r"'REML' for .* with priors; use 'Laplace'"):
+        jg.glmm(CBPP, cbpp, family="binomial", priors=prior, method="REML")
+
+
+@pytest.fixture(scope="module")
+def groups():
+    rng = np.random.default_rng(1)
+    n, g = 300, rng.integers(0, 20, 300)
+    eta = rng.normal(size=n) + rng.normal(size=20)[g]
+    return {"x": eta - np.mean(eta), "f": np.array(list("abc"))[g % 3], "g": g}, eta
+
+
+def test_separation_is_named(groups):
+    data, eta = groups
+    y = np.random.default_rng(2).random(300) < 1.0 / (1.0 + np.exp(-eta))
+    y = np.where(data["f"] == "c", 1.0, y.astype(float))
+    with pytest.warns(ConvergenceWarning, match="rises for ever along fc"):
+        m = jg.glmm("y ~ x + f + (1 | g)", {**data, "y": y}, family="binomial")
+    assert m.status == Status.SEPARATED
+    assert not m.converged
+
+
+def poisson_counts(groups):
+    data, eta = groups
+    y = np.random.default_rng(3).poisson(np.exp(0.3 * eta)).astype(float)
+    return {**data, "y": y}
+
+
+def test_a_negative_binomial_that_is_poisson_is_an_answer(groups):
+    m = jg.glmm("y ~ x + (1 | g)", poisson_counts(groups), family="nbinom2")
+    assert m.status == Status.LIMIT
+    assert m.converged
+    assert "theta runs to its end; the counts are Poisson" in m.verdict
+    assert "*" in repr(m)
+    assert np.isnan(m.dispersion_se["theta"])
+    assert np.isfinite(m.se).all()
+
+
+@pytest.mark.slow
+def test_at_its_limit_it_is_the_poisson_fit(groups):
+    m = jg.glmm("y ~ x + (1 | g)", poisson_counts(groups), family="nbinom2")
+    poisson = jg.glmm("y ~ x + (1 | g)", poisson_counts(groups), family="poisson")
+    np.testing.assert_allclose(m.loglik, poisson.loglik, atol=1e-5)
+    np.testing.assert_allclose(m.fixef, poisson.fixef, atol=1e-5)
+    np.testing.assert_allclose(m.se, poisson.se, rtol=1e-4)
