@@ -142,6 +142,15 @@ def poisson_counts(groups):
     return {**data, "y": y}
 
 
+def test_pql_with_a_number_of_columns_that_is_padded(groups):
+    m = jg.glmm(
+        "y ~ x + I(x ** 2) + (1 | g)", poisson_counts(groups), family="poisson",
+        method="PQL",
+    )  # fmt: skip
+    assert m.converged
+    assert len(m.fixef) == 3
+
+
 def test_a_negative_binomial_that_is_poisson_is_an_answer(groups):
     m = jg.glmm("y ~ x + (1 | g)", poisson_counts(groups), family="nbinom2")
     assert m.status == Status.LIMIT
