@@ -139,25 +139,26 @@ def _offsets(design: Design) -> tuple[Array, ...]:
     return tuple(zero if o is None else jnp.where(unused, 0.0, o) for o in given)
 
 
-def _row_data(design: Design, y, w, Xs, z, unused: Array) -> RowData:
+def _row_data(design: Design, family: Family, y, w, Xs, z, unused: Array) -> RowData:
     layout, plan = design.layout, design.plan
     assert plan is not None
     codes = tuple(design.terms[b.terms[0]].group for b in layout.blocks)
     columns = tuple(block_columns(layout, z, jnp))
+    base = jnp.sum(jax.vmap(family.log_base)(y, w))
     return RowData(
         y, w, tuple(Xs), _offsets(design), columns, codes, plan.parents, plan.pairs,
-        unused,
+        base, unused,
     )  # fmt: skip
 
 
-def user_rows(design: Design) -> RowData:
+def user_rows(design: Design, family: Family) -> RowData:
     """Rows in the user's own units."""
     y, w, Xs, z = _used_rows(design)
     width = sum(X.shape[1] for X in Xs)
-    return _row_data(design, y, w, Xs, z, jnp.zeros(width, y.dtype))
+    return _row_data(design, family, y, w, Xs, z, jnp.zeros(width, y.dtype))
 
 
-def inner_rows(design: Design) -> tuple[RowData, Scales]:
+def inner_rows(design: Design, family: Family) -> tuple[RowData, Scales]:
     """Rows in inner units, and the way back."""
     y, w, Xs, z = _used_rows(design)
     used = lax.stop_gradient(jnp.where(w > 0, 1.0, 0.0).astype(y.dtype))
@@ -172,7 +173,7 @@ def inner_rows(design: Design) -> tuple[RowData, Scales]:
         whitened.append(X @ to)
     scales = Scales(tuple(T), tuple(T_inv), maps, jnp.concatenate(aliased))
     z = [v @ to for v, to in zip(z, maps.z)]
-    data = _row_data(design, y, w, whitened, z, scales.aliased)
+    data = _row_data(design, family, y, w, whitened, z, scales.aliased)
     return dataclasses.replace(data, units=lax.stop_gradient(scales)), scales
 
 
@@ -221,7 +222,7 @@ def fit_rows(
     ``spare`` counts columns of any X that are there for padding alone.
     """
     model = _model(design, family, control, how)
-    data, scales = inner_rows(design)
+    data, scales = inner_rows(design, family)
     point = first_point(model, data, scales, start)
     raw = estimate_rows(model, control, data, point)
     fit = to_user_units(raw, scales, spare, how.reml)
@@ -393,7 +394,7 @@ def log_lik_rows(
     params: Params, design: Design, family: Family, control: Control, how: How
 ) -> Array:
     """Log L at any parameters in the user's units."""
-    data = user_rows(design)
+    data = user_rows(design, family)
     model = _model(design, family, control, how)
     dtype = data.y.dtype
     beta = tuple(jnp.asarray(c, dtype) for c in (params.beta, *params.others))
@@ -410,7 +411,7 @@ def log_lik_rows(
 
 def mode_covariances(family: Family, design: Design, beta, theta, psi, b):
     """Var(b | y) at given parameters and modes b per term, (J, K, K) per block."""
-    data, layout = user_rows(design), design.layout
+    data, layout = user_rows(design, family), design.layout
     blocks = tuple(
         jnp.concatenate([b[t] for t in block.terms], axis=1) for block in layout.blocks
     )

@@ -194,7 +194,7 @@ class GeneralizedModel:
             W = row_terms(eta, point.psi, data, self.family, expected=True).W
         at = curved(W, factors, data, self.layout, self.reml)
         square = sum(jnp.sum(v**2) for v in inner.u)
-        value = -2.0 * terms.value + square + at.logdet
+        value = -2.0 * (terms.value + data.base) + square + at.logdet
         if self.n_quad > 1:
             own = curvature(W, data, self.layout).own[0]
             value = value + quadrature_correction(

@@ -70,6 +70,7 @@ class RowData:
 
     ``X[r]`` (n, p_r), ``offset[r]`` (n,) for every predictor; ``z[f]`` (n, K) and
     ``codes[f]`` (n,) for every block. Rows of weight ``w`` zero do not count.
+    ``base`` () is the sum of what the log densities have that depends on data alone.
     ``unused`` (p,) is one for columns of any X that hold nothing. ``units`` turns inner
     parameters into the user's, where a prior wants these.
     """
@@ -82,12 +83,13 @@ class RowData:
     codes: tuple[Array, ...]
     parents: tuple[Array, ...]
     pairs: Pairs | None
+    base: Array
     unused: Array
     units: Any = None
 
 
 class RowTerms(NamedTuple):
-    """Log density () summed, score (n, R) and information (n, R, R)."""
+    """Log kernel () summed, score (n, R) and information (n, R, R)."""
 
     value: Array
     score: Array
@@ -135,10 +137,10 @@ def linear_predictors(
 
 
 def row_values(eta: Array, psi: Array, data: RowData, family: Family) -> Array:
-    """Log density of every row, (n,)."""
+    """Log kernel of the density of every row, (n,)."""
     used = data.w > 0
     w = jnp.where(used, data.w, 1.0)
-    value = jax.vmap(lambda e, y, w: family.log_lik(y, e, psi, w))(eta, data.y, w)
+    value = jax.vmap(lambda e, y, w: family.log_kernel(y, e, psi, w))(eta, data.y, w)
     return jnp.where(used, value, 0.0)
 
 
@@ -146,24 +148,24 @@ def row_scores(eta: Array, psi: Array, data: RowData, family: Family) -> Array:
     """Score of every row, (n, R)."""
     used = data.w > 0
     w = jnp.where(used, data.w, 1.0)
-    score = jax.vmap(jax.grad(lambda e, y, w: family.log_lik(y, e, psi, w)))
+    score = jax.vmap(jax.grad(lambda e, y, w: family.log_kernel(y, e, psi, w)))
     return jnp.where(used[:, None], score(eta, data.y, w), 0.0)
 
 
 def row_terms(
     eta: Array, psi: Array, data: RowData, family: Family, expected: bool = False
 ) -> RowTerms:
-    """Log density, score and information of the rows, all sums over replicates."""
+    """Log kernel, score and information of the rows, all sums over replicates."""
 
-    def log_lik(eta, y, w):
-        return family.log_lik(y, eta, psi, w)
+    def kernel(eta, y, w):
+        return family.log_kernel(y, eta, psi, w)
 
     def row(eta, y, w):
-        value, score = jax.value_and_grad(log_lik)(eta, y, w)
+        value, score = jax.value_and_grad(kernel)(eta, y, w)
         if expected:
             W = jnp.reshape(family.expected_information(eta, psi, w), (1, 1))
         else:
-            W = -jax.jacfwd(jax.grad(log_lik))(eta, y, w)
+            W = -jax.jacfwd(jax.grad(kernel))(eta, y, w)
         return value, score, W
 
     # a row of weight zero stands for one of weight one that is not counted

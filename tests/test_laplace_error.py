@@ -13,6 +13,7 @@ import jaxglmm as jg
 from jaxglmm import plan
 from jaxglmm.coordinates import block_factors
 from jaxglmm.elimination import effects_from_noise, eliminate
+from jaxglmm.families import Gaussian
 from jaxglmm.generalized import user_rows
 from jaxglmm.inference.laplace_error import (
     LaplaceError,
@@ -150,12 +151,12 @@ def test_covariance_of_the_draws(rng, monkeypatch, sparse):
         monkeypatch.setattr(plan, "_DENSE_WORK", 0.0)
         monkeypatch.setattr(plan, "_PAIR_COST", 1e-9)
     design = make(rng, MODELS["nested and crossed"])
-    data, layout = user_rows(design), design.layout
+    data, layout = user_rows(design, Gaussian()), design.layout
     theta = jnp.asarray(rng.normal(size=design.n_theta))
 
     @jax.jit
     def eliminated(design, theta):
-        data, factors = user_rows(design), block_factors(theta, layout)
+        data, factors = user_rows(design, Gaussian()), block_factors(theta, layout)
         cp = curvature(data.w[:, None, None], data, layout)
         done = eliminate(factors, cp, layout)
         return factors, done, _level_inverses(factors, done)

@@ -4,9 +4,12 @@ For one row, with response y, prior weight w, linear predictors eta (n_eta,) and
 parameters psi (n_own,), a family is its
 
     log_lik(y, eta, psi, w) = log f(y | eta, psi, w),                                (1)
+                            = log_kernel(y, eta, psi, w) + log_base(y, w),
 
-every constant included. psi is unconstrained; ``natural(psi)`` is what people read.
-Methods act on scalars and are mapped over rows; derivatives come from JAX.
+every constant included. The base measure depends on data alone: a fit, which evaluates
+the kernel and its derivatives again and again, needs it once. psi is unconstrained;
+``natural(psi)`` is what people read. Methods act on scalars and are mapped over rows;
+derivatives come from JAX.
 
 What w means is the family's: precision, trials, or replication,
 
@@ -94,15 +97,34 @@ class Family:
 
     def log_lik(self, y: Array, eta: Array, psi: Array, w: Array) -> Array:
         """Log-likelihood (1) of one row; zero, whatever y, where w is zero."""
-        used = jnp.asarray(w) > 0
-        y = jnp.where(used, y, self.inside)
-        return jnp.where(used, self._log_lik(y, eta, psi, jnp.where(used, w, 1.0)), 0.0)
+        return self.log_kernel(y, eta, psi, w) + self.log_base(y, w)
 
-    def _log_lik(self, y: Array, eta: Array, psi: Array, w: Array) -> Array:
+    def log_kernel(self, y: Array, eta: Array, psi: Array, w: Array) -> Array:
+        """Part of the log-likelihood that depends on eta or psi, (); 0 where w is 0."""
+        used = jnp.asarray(w) > 0
+        y, at = jnp.where(used, y, self.inside), jnp.where(used, w, 1.0)
+        return jnp.where(used, self._log_kernel(y, eta, psi, at), 0.0)
+
+    def log_base(self, y: Array, w: Array) -> Array:
+        """Part of the log-likelihood that depends on data alone, (); 0 where w is 0.
+
+        It is zero at y = 0 where zero has a probability (``has_zero``).
+        """
+        used = jnp.asarray(w) > 0
+        y, at = jnp.where(used, y, self.inside), jnp.where(used, w, 1.0)
+        return jnp.where(used, self._log_base(y, at), 0.0)
+
+    def _log_kernel(self, y: Array, eta: Array, psi: Array, w: Array) -> Array:
         return w * self._log_f(y, eta, psi)
+
+    def _log_base(self, y: Array, w: Array) -> Array:
+        return w * self._log_h(y)
 
     def _log_f(self, y: Array, eta: Array, psi: Array) -> Array:
         raise NotImplementedError
+
+    def _log_h(self, y: Array) -> Array:
+        return jnp.zeros_like(y)
 
     # ---- moments and the like --------------------------------------------------------
 

@@ -58,7 +58,7 @@ class _Proportion(Family):
         k = y * w
         return k * (log_y - log_p) + (w - k) * (log_1y - log_q)
 
-    def _choose_rest(self, y, w):
+    def _log_base(self, y, w):
         return factorial_rest(w) - factorial_rest(y * w) - factorial_rest(w * (1.0 - y))
 
     def eta_start(self, y, w):
@@ -89,8 +89,8 @@ class Binomial(_Proportion):
     def __post_init__(self):
         check_link(self)
 
-    def _log_lik(self, y, eta, psi, w):
-        return self._choose_rest(y, w) - self._half_deviance(y, eta, w)
+    def _log_kernel(self, y, eta, psi, w):
+        return -self._half_deviance(y, eta, w)
 
     def variance(self, eta, psi, w):
         """Variance of the proportion, ()."""
@@ -129,15 +129,14 @@ class BetaBinomial(_Proportion):
     def __post_init__(self):
         check_link(self)
 
-    def _log_lik(self, y, eta, psi, w):
+    def _log_kernel(self, y, eta, psi, w):
         log_p, log_q = self._pair(eta)
         log_phi = psi[0]
         k = y * w
         m = w * (1.0 - y)
         return (
-            self._choose_rest(y, w)
+            log_rising(k, log_phi + log_p)
             - self._half_deviance(y, eta, w)
-            + log_rising(k, log_phi + log_p)
             + log_rising(m, log_phi + log_q)
             - log_rising(w, log_phi)
         )

@@ -92,7 +92,7 @@ class Gaussian(_RealMean):
     def __post_init__(self):
         check_link(self)
 
-    def _log_lik(self, y, eta, psi, w):
+    def _log_kernel(self, y, eta, psi, w):
         z2 = w * ((y - self._mean(eta)) * safe_exp(-psi[0], 150.0)) ** 2
         return 0.5 * (jnp.log(w) - LOG_2PI - z2) - psi[0]
 
@@ -138,7 +138,7 @@ class Student(_RealMean):
     def __post_init__(self):
         check_link(self)
 
-    def _log_lik(self, y, eta, psi, w):
+    def _log_kernel(self, y, eta, psi, w):
         log_sigma, log_nu = psi[0], psi[1]
         log_a = log_nu - jnp.log(2.0)  # a = nu / 2
         a = safe_exp(log_a)
@@ -187,7 +187,7 @@ class LogNormal(Family):
     def __post_init__(self):
         check_link(self)
 
-    def _log_lik(self, y, eta, psi, w):
+    def _log_kernel(self, y, eta, psi, w):
         log_y = jnp.log(y)
         z2 = w * ((log_y - eta[0]) * safe_exp(-psi[0], 150.0)) ** 2
         return 0.5 * (jnp.log(w) - LOG_2PI - z2) - psi[0] - log_y
@@ -247,7 +247,7 @@ class Gamma(_Dispersed):
     def __post_init__(self):
         check_link(self)
 
-    def _log_lik(self, y, eta, psi, w):
+    def _log_kernel(self, y, eta, psi, w):
         log_a = jnp.log(w) - psi[0]
         log_y = jnp.log(y)
         kernel = exp_excess(log_y - self._log_mu(eta), log_a)
@@ -299,7 +299,7 @@ class InverseGaussian(_Dispersed):
         log_y = jnp.log(y)
         return squared_excess(log_y - self._log_mu(eta), log_a - log_y)
 
-    def _log_lik(self, y, eta, psi, w):
+    def _log_kernel(self, y, eta, psi, w):
         log_a = jnp.log(w) - psi[0]
         rest = 0.5 * (log_a - LOG_2PI - 3.0 * jnp.log(y))
         return rest - self._half_deviance(y, eta, log_a)

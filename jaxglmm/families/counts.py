@@ -62,6 +62,9 @@ class _Count(PositiveMean):
     links = ("log", "identity", "sqrt")
     support = "count"
 
+    def _log_h(self, y):
+        return -factorial_rest(y)
+
 
 @dataclass(frozen=True)
 class Poisson(_Count):
@@ -75,7 +78,7 @@ class Poisson(_Count):
         check_link(self)
 
     def _log_f(self, y, eta, psi):
-        return -poisson_half_deviance(y, self._log_mu(eta)) - factorial_rest(y)
+        return -poisson_half_deviance(y, self._log_mu(eta))
 
     def variance(self, eta, psi, w):
         """Variance mu, ()."""
@@ -121,9 +124,10 @@ class _NegativeBinomial(_Count):
         return psi[0], log_mu - psi[0]
 
     def _log_mass(self, y: Array, log_theta: Array, d: Array) -> Array:
+        """Log f but for the base measure."""
         log_y = log_count(y)
         rest = binet(log_add_exp(log_y, log_theta)) - binet(log_theta)
-        rest = rest - 0.5 * softplus(log_y - log_theta) - factorial_rest(y)
+        rest = rest - 0.5 * softplus(log_y - log_theta)
         return rest - nbinom_half_deviance(y, log_theta, d)
 
     def psi_start(self, y, w):
@@ -216,8 +220,7 @@ class TruncatedPoisson(_Truncated):
 
     def _log_f(self, y, eta, psi):
         log_mu = self._log_mu(eta)
-        log_mass = -poisson_half_deviance(y, log_mu) - factorial_rest(y)
-        return log_mass - log1mexp_exp(log_mu)
+        return -poisson_half_deviance(y, log_mu) - log1mexp_exp(log_mu)
 
     def _log_positive_mass(self, eta, psi):
         return log1mexp_exp(self._log_mu(eta))
@@ -301,7 +304,7 @@ class GeneralizedPoisson(_Count):
     def _log_f(self, y, eta, psi):
         log_mu, log_c = self._log_mu(eta), -0.5 * psi[0]
         positive = jnp.where(y > 0, y, 1.0)
-        some = log_mu - jnp.log(positive) + log_c - factorial_rest(positive)
+        some = log_mu - jnp.log(positive) + log_c
         some = some - genpois_excess(positive, log_mu, log_c)
         return jnp.where(y > 0, some, -safe_exp(log_mu + log_c))
 

@@ -114,18 +114,26 @@ class ZeroInflated(_Wrapper):
         }
         return joined.get(self.base.support, self.base.support)
 
-    def _log_lik(self, y, eta, psi, w):
+    def _log_kernel(self, y, eta, psi, w):
         zi, zero = eta[-1], y == 0
         replicate = self.weights_role == "replication"
         inner = jnp.ones_like(w) if replicate else w
         if self.base.has_zero:
-            log_f = self.base._log_lik(y, eta[:-1], psi, inner)
+            log_f = self.base._log_kernel(y, eta[:-1], psi, inner)
             out = jnp.where(zero, log_add_exp(zi, log_f), log_f) - softplus(zi)
         else:
             y = jnp.where(zero, self.inside, y)
-            log_f = self.base._log_lik(y, eta[:-1], psi, inner)
+            log_f = self.base._log_kernel(y, eta[:-1], psi, inner)
             out = jnp.where(zero, zi, log_f) - softplus(zi)
         return w * out if replicate else out
+
+    def _log_base(self, y, w):
+        # zero at y = 0 where the base has zeros, so that (1) holds for the kernels
+        if self.base.has_zero:
+            return self.base._log_base(y, w)
+        zero = y == 0
+        y = jnp.where(zero, self.inside, y)
+        return jnp.where(zero, 0.0, self.base._log_base(y, w))
 
     def mu(self, eta, psi):
         """Mean with the zeros, (1 - pi) mu_base, ()."""
@@ -234,8 +242,11 @@ class WithDispersion(_Wrapper):
     def _split(self, eta: Array, psi: Array) -> tuple[Array, Array]:
         return eta[:-1], jnp.concatenate([eta[-1:], psi])
 
-    def _log_lik(self, y, eta, psi, w):
-        return self.base._log_lik(y, *self._split(eta, psi), w)
+    def _log_kernel(self, y, eta, psi, w):
+        return self.base._log_kernel(y, *self._split(eta, psi), w)
+
+    def _log_base(self, y, w):
+        return self.base._log_base(y, w)
 
     def mu(self, eta, psi):
         """Mean response, ()."""

@@ -86,7 +86,7 @@ class Tweedie(PositiveMean):
         some = some + exp_excess(p2 * t, log_c - log_2p)
         return jnp.where(y > 0, some, safe_exp(log_w + p2 * log_mu - log_2p))
 
-    def _log_lik(self, y, eta, psi, w):
+    def _log_kernel(self, y, eta, psi, w):
         own = _log_saturated(self, y, psi, w)
         return own - self._half_deviance(y, eta, psi, jnp.log(w) - psi[0])
 

@@ -279,14 +279,14 @@ def _keep(m: GLMM, padded: Design) -> bool:
 
 
 def _center(family: Family, design: Design, beta, theta, psi, u) -> _Center:
-    data, layout = user_rows(design), design.layout
+    data, layout = user_rows(design, family), design.layout
     factors = block_factors(theta, layout)
     eta = linear_predictors(beta, effects(u, factors), data, layout)
     terms = row_terms(eta, psi, data, family)
     done = eliminate(factors, curvature(terms.W, data, layout), layout)
     M_inv = _level_inverses(factors, done)
     square = sum(jnp.sum(v**2) for v in u)
-    loglik = terms.value - 0.5 * square - 0.5 * done.logdet
+    loglik = terms.value + data.base - 0.5 * square - 0.5 * done.logdet
     return _Center(loglik, eta, u, factors, M_inv, done)
 
 
@@ -370,7 +370,7 @@ def _draw(m: GLMM, padded: Design, center: _Center, groups: _Groups, n: int, key
 
 def _sample(impl, family, chunk, keys, design, psi, center, A, A_tail, groups):
     """Sums over pairs of draws, a chunk of them at once."""
-    data, layout = user_rows(design), design.layout
+    data, layout = user_rows(design, family), design.layout
     level, row, size, real = groups
     dtype, n_groups = data.y.dtype, size.shape[0]
     nu = jnp.maximum(5.0, 0.5 * size)
