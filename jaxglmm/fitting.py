@@ -85,6 +85,9 @@ def fit(
     Derivatives through ``fit`` use the implicit function theorem. Parameters on the
     boundary and directions that the data do not identify are held fixed.
 
+    The likelihood of very few rows may have several optima, and this is the one that
+    the start leads to; ``jax.vmap`` over ``start`` finds the others.
+
     Examples
     --------
     >>> import jax, jaxglmm as jg

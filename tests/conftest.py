@@ -1,4 +1,8 @@
-"""Test settings: float64, strict promotion, compiled programs kept for the session."""
+"""Test settings: float64, strict promotion, compiled programs kept for the session.
+
+Most of the time of a test goes into compiling a program that then runs once, so XLA is
+asked for quick compilation and slower code. ``XLA_FLAGS= pytest`` compiles as users do.
+"""
 
 import os
 import tempfile
@@ -6,6 +10,10 @@ import tempfile
 os.environ["JAX_ENABLE_X64"] = "1"
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0",
+)
 os.environ.setdefault(
     "JAXGLMM_CACHE_DIR",
     os.path.join(tempfile.gettempdir(), f"jaxglmm-tests-{os.getuid()}"),

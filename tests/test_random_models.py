@@ -1,0 +1,148 @@
+"""Random models on random data: no crash, and no verdict that is not so.
+
+The data are unbalanced, nested, crossed, singular, tiny and badly scaled.
+"""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+import jaxglmm as jg
+from jaxglmm.errors import ConvergenceWarning, Status
+
+LEVELS = 8
+
+
+def few_or_many(few, many):
+    """Numbers of random data sets: the same few in every run, many others if asked."""
+    return pytest.mark.parametrize(
+        "n_examples", [few, pytest.param(many, marks=pytest.mark.slow)]
+    )
+
+
+def for_seeds(n_examples, derandomize):
+    """Decorator: call a function with that many random seeds."""
+    options = settings(
+        max_examples=n_examples, derandomize=derandomize, deadline=None, database=None
+    )
+    return lambda f: options(given(seed=st.integers(0, 2**32 - 1))(f))
+
+
+# ---- linear models against dense matrices ------------------------------------------
+
+FORMULAS = {
+    "intercept": "y ~ x + (1 | a)",
+    "slope": "y ~ x + (x | a)",
+    "uncorrelated": "y ~ x + (x || a)",
+    "nested": "y ~ x + (1 | a/b)",
+    "crossed": "y ~ x + (x | a) + (1 | c)",
+}
+
+
+def draw_groups(rng, n):
+    """Factors a, b within a, and c; some levels hold one row, some none."""
+    share = rng.dirichlet(np.full(LEVELS, rng.choice([0.3, 5.0])))
+    a = rng.choice(LEVELS, n, p=share)
+    return {"a": a, "b": 2 * a + rng.integers(0, 2, n), "c": rng.integers(0, 5, n)}
+
+
+def effects(rng, k):
+    """Effects of every level (LEVELS, k), of a covariance that may be singular."""
+    rank = rng.integers(0, k + 1)
+    L = rng.normal(size=(k, rank)) @ rng.normal(size=(rank, k))
+    return rng.normal(size=(LEVELS, k)) @ L
+
+
+def linear_data(seed):
+    """A data frame with units of any size; everything follows from the seed."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.choice([9, 20, 48]))
+    groups, x = draw_groups(rng, n), rng.normal(size=n)
+    z = np.column_stack([np.ones(n), x])
+    y = z @ rng.normal(size=2) + np.sum(z * effects(rng, 2)[groups["a"]], axis=1)
+    y = y + effects(rng, 1)[groups["c"], 0] + effects(rng, 1)[groups["b"] % LEVELS, 0]
+    y = y + rng.normal(size=n) * rng.choice([0.1, 1.0, 3.0])
+    units = 10.0 ** rng.uniform(-6, 6, 2)
+    weights = rng.uniform(0.3, 3.0, n)
+    return pd.DataFrame({"y": y * units[0], "x": x * units[1], "w": weights, **groups})
+
+
+def dense_criterion(model, reml):
+    """-2 log L profiled over beta and sigma, from n x n matrices, of theta."""
+    design = model.design
+    y, w, X = design.y, design.weights, design.X
+    # columns of unit size, and y, so that NumPy's own rounding does not matter
+    size_y, size_X = np.std(y), np.sqrt(np.mean(X**2, axis=0))
+    y, X = y / size_y, X / size_X
+    n, p = X.shape
+    Zs = []
+    for term in design.terms:
+        hot = np.eye(term.n_levels)[term.group]
+        scaled = term.z / np.sqrt(np.mean(term.z**2, axis=0))
+        Zs.append(hot[:, :, None] * scaled[:, None, :])
+
+    def criterion(theta):
+        V, start = np.diag(1.0 / w), 0
+        for Z in Zs:
+            k = Z.shape[2]
+            cols, rows = np.triu_indices(k)
+            Lam = np.zeros((k, k))
+            Lam[rows, cols] = theta[start : start + len(rows)]
+            start += len(rows)
+            ZL = (Z @ Lam).reshape(n, -1)
+            V = V + ZL @ ZL.T
+        L = np.linalg.cholesky(V)
+        A, r = np.linalg.solve(L, X), np.linalg.solve(L, y)
+        Q, R = np.linalg.qr(A)
+        rss = np.sum((r - Q @ (Q.T @ r)) ** 2)
+        df = n - p if reml else n
+        value = 2 * np.sum(np.log(np.diag(L)))
+        value += df * (1 + np.log(2 * np.pi * rss / df))
+        if reml:
+            value += 2 * np.sum(np.log(np.abs(np.diag(R)) * size_X))
+        return value + 2 * df * np.log(size_y)
+
+    return criterion
+
+
+def best_of_ten(criterion, m, rng):
+    """Lowest value that a quasi-Newton method finds from ten starts."""
+    best = np.inf
+    for start in (np.ones(m), *rng.normal(size=(9, m))):
+        found = minimize(criterion, start, method="L-BFGS-B", options={"gtol": 1e-9})
+        best = min(best, found.fun)
+    return best
+
+
+@few_or_many(8, 60)
+@pytest.mark.parametrize("name", FORMULAS)
+def test_linear_models_reach_what_dense_matrices_find(name, n_examples):
+    reml = name in ("slope", "nested", "crossed")
+    method = "REML" if reml else "ML"
+    ended = []
+
+    @for_seeds(n_examples, n_examples < 10)
+    def check(seed):
+        data = linear_data(seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            try:
+                m = jg.glmm(FORMULAS[name], data, method=method, weights="w")
+            except jg.FormulaError as error:
+                ended.append(str(error))
+                return
+        ended.append(m.status)
+        if not m.converged:
+            return
+        assert float(m.fit.decrement) < 1e-7
+        rng = np.random.default_rng(seed)
+        best = best_of_ten(dense_criterion(m, reml), m.design.n_theta, rng)
+        assert float(m.fit.objective) <= best + 1e-6
+
+    check()
+    assert np.mean([isinstance(s, Status) and s.ok for s in ended]) > 0.8, ended
