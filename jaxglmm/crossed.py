@@ -71,7 +71,7 @@ def crossed_value_grad_hess(
     def fn(theta: Array, order: Order) -> tuple[Array, Array, Array]:
         def leaf(theta):
             Lam = block_factors(theta, layout, order)[0]
-            return reduce_levels(Lam, cp.own[0])
+            return reduce_levels(Lam, cp.own[0])[1:]
 
         lam = jnp.where(jnp.abs(theta[tail_theta]) < _LEAST, _LEAST, theta[tail_theta])[
             kind

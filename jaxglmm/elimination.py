@@ -51,15 +51,15 @@ __all__ = [
 class Eliminated:
     """What elimination leaves behind.
 
-    T (p + 1, p + 1): [X y]' V^-1 [X y]. logdet: log|V|. ``N[f]`` (K, K, J), and
-    ``own[f]``, ``up[f]``, ``tail[f]``: the cross-products of block f when its turn
-    came. ``S_inv``
-    (q_R, q_R): inverse of the tail's system in spherical effects; ``H_tail``
-    (q_R, p + 1) its right-hand sides.
+    T (p + 1, p + 1): [X y]' V^-1 [X y]. logdet: log|V|. ``M_inv[f]``, ``N[f]``
+    (K, K, J), and ``own[f]``, ``up[f]``, ``tail[f]``: the cross-products of block f
+    when its turn came. ``S_inv`` (q_R, q_R): inverse of the tail's system in spherical
+    effects; ``H_tail`` (q_R, p + 1) its right-hand sides.
     """
 
     T: Array
     logdet: Array
+    M_inv: tuple[Array, ...]
     N: tuple[Array, ...]
     own: tuple[Array, ...]
     up: tuple[tuple[Array, ...], ...]
@@ -78,10 +78,10 @@ def eliminate(
     own, up = list(cp.own), [list(u) for u in cp.up]
     tail, gram = list(cp.tail), cp.gram
     logdet = jnp.zeros((), gram.dtype)
-    N = []
+    M_inv, N = [], []
     for f in range(layout.n_chain):
-        Lam = factors[f]
-        N_f, logdet_f = reduce_levels(Lam, own[f])
+        M_inv_f, N_f, logdet_f = reduce_levels(factors[f], own[f])
+        M_inv.append(M_inv_f)
         N.append(N_f)
         logdet = logdet + jnp.sum(logdet_f)
         gram = gram - _outer_tail(tail[f], N_f, gram.shape[0])
@@ -102,6 +102,7 @@ def eliminate(
     return Eliminated(
         T,
         logdet + logdet_tail,
+        tuple(M_inv),
         tuple(N),
         tuple(own),
         tuple(map(tuple, up)),
@@ -111,14 +112,14 @@ def eliminate(
     )
 
 
-def reduce_levels(Lam: Array, H: Array) -> tuple[Array, Array]:
-    """N = Lambda M^-1 Lambda' and log|M| of every level."""
+def reduce_levels(Lam: Array, H: Array) -> tuple[Array, Array, Array]:
+    """M^-1, N = Lambda M^-1 Lambda' and log|M| of every level."""
     k = Lam.shape[0]
     L = Lam[:, :, None]
     LT = Lam.T[:, :, None]
     eye = jnp.eye(k, dtype=H.dtype)[:, :, None]
     M_inv, logdet = spd_inverse(block_matmul(block_matmul(LT, H), L) + eye)
-    return block_matmul(block_matmul(L, M_inv), LT), logdet
+    return M_inv, block_matmul(block_matmul(L, M_inv), LT), logdet
 
 
 def _ancestor(parents: tuple[Array, ...], f: int, g: int) -> Array:
@@ -225,12 +226,12 @@ def conditional_modes(
     units, with the right-hand sides H_f,xy (-beta, 1)' that elimination left.
     """
     c = jnp.append(-beta, 1.0)
-    right = []
-    for H in done.tail:
+    half = []
+    for H, Lam in zip(done.tail, factors):
         xy = H.xy if isinstance(H, SparseTail) else H[:, layout.tail_size :]
-        right.append(jnp.einsum("kdj,d->kj", xy, c))
+        half.append(Lam.T @ jnp.einsum("kdj,d->kj", xy, c))
     u_tail = done.S_inv @ (done.H_tail @ c)
-    return _back_substitute(factors, done, right, u_tail, cp.parents, layout)
+    return _back_substitute(factors, done, half, u_tail, cp.parents, layout)
 
 
 def solve_effects(
@@ -240,29 +241,24 @@ def solve_effects(
     parents: tuple[Array, ...],
     layout: Layout,
 ) -> tuple[Effects, Effects]:
-    """Solve (Z'WZ + Q^-1) b = right for effects (J, K); b and u with b = u Lambda'.
-
-    In terms that hold at Q = 0 too: u = (Lambda' Z'WZ Lambda + I)^-1 Lambda' right.
-    """
+    """Solve (Lambda' Z'WZ Lambda + I) u = right for (J, K) arrays; u Lambda' and u."""
     n_chain = layout.n_chain
-    by_level = [r.T for r in right[:n_chain]]
+    half = [r.T for r in right[:n_chain]]
     none = jnp.zeros(0, right[0].dtype)
     tail = jnp.concatenate([none, *(jnp.ravel(r) for r in right[n_chain:])])
+    pull = jnp.zeros_like(tail)
     for f in range(n_chain):
-        solved = jnp.sum(done.N[f] * by_level[f][None], axis=1)
+        b = factors[f] @ jnp.sum(done.M_inv[f] * half[f][None], axis=1)
         for g in range(f + 1, n_chain):
-            moved = jnp.sum(done.up[f][g - f - 1] * solved[:, None], axis=0)
-            level = _ancestor(parents, f, g)
-            by_level[g] = by_level[g] - _to_levels(
-                moved, level, layout.blocks[g].n_levels
-            )
+            moved = jnp.sum(done.up[f][g - f - 1] * b[:, None], axis=0)
+            level, n_levels = _ancestor(parents, f, g), layout.blocks[g].n_levels
+            half[g] = half[g] - factors[g].T @ _to_levels(moved, level, n_levels)
         if layout.tail:
-            tail = tail - _tail_transposed(done.tail[f], solved, layout.tail_size)
-    u_tail = tail
+            pull = pull + _tail_transposed(done.tail[f], b, layout.tail_size)
     if layout.tail:
-        half = _tail_rows(tail[:, None], factors, layout, transpose=True)[:, 0]
-        u_tail = done.S_inv @ half
-    return _back_substitute(factors, done, by_level, u_tail, parents, layout)
+        tail = tail - _tail_rows(pull[:, None], factors, layout, transpose=True)[:, 0]
+        tail = done.S_inv @ tail
+    return _back_substitute(factors, done, half, tail, parents, layout)
 
 
 def _tail_transposed(H: Array | SparseTail, x: Array, size: int) -> Array:
@@ -274,13 +270,11 @@ def _tail_transposed(H: Array | SparseTail, x: Array, size: int) -> Array:
 
 
 def _back_substitute(
-    factors, done: Eliminated, right, u_tail: Array, parents, layout: Layout
+    factors, done: Eliminated, half, u_tail: Array, parents, layout: Layout
 ) -> tuple[Effects, Effects]:
-    """From the root back to the leaf, given the tail's u.
+    """From the root back to the leaf, given the tail's u; b = u Lambda' and u.
 
-    With r_f = right_f - sum_r H_fr b_r over the blocks behind f,
-
-        b_f = N_f r_f,      u_f = Lambda' (r_f - H_ff b_f).
+    u_f = M_f^-1 (half_f - Lambda_f' sum_r H_fr b_r)     over the blocks r behind f
     """
     b_tail = u_tail
     if layout.tail:
@@ -288,15 +282,14 @@ def _back_substitute(
     modes: list[Array] = [None] * layout.n_chain
     spherical: list[Array] = [None] * layout.n_chain
     for f in reversed(range(layout.n_chain)):
-        rest = right[f]
+        rest, Lam = half[f], factors[f]
         if layout.tail:
-            rest = rest - _apply_tail(done.tail[f], b_tail)
+            rest = rest - Lam.T @ _apply_tail(done.tail[f], b_tail)
         for g in range(f + 1, layout.n_chain):
             b_g = modes[g][:, _ancestor(parents, f, g)]
-            rest = rest - jnp.sum(done.up[f][g - f - 1] * b_g[None], axis=1)
-        modes[f] = jnp.sum(done.N[f] * rest[None], axis=1)  # (K, J)
-        left = rest - jnp.sum(done.own[f] * modes[f][None], axis=1)
-        spherical[f] = factors[f].T @ left
+            rest = rest - Lam.T @ jnp.sum(done.up[f][g - f - 1] * b_g[None], axis=1)
+        spherical[f] = jnp.sum(done.M_inv[f] * rest[None], axis=1)  # (K, J)
+        modes[f] = Lam @ spherical[f]
     b, u = [m.T for m in modes], [m.T for m in spherical]
     start = 0
     for block in layout.tail:
@@ -311,7 +304,6 @@ def effects_from_noise(
     factors,
     done: Eliminated,
     noise: Effects,
-    M_inv: tuple[Array, ...],
     parents: tuple[Array, ...],
     layout: Layout,
 ) -> Effects:
@@ -337,7 +329,7 @@ def effects_from_noise(
             b_g = modes[g][:, _ancestor(parents, f, g)]
             pull = pull + jnp.sum(done.up[f][g - f - 1] * b_g[None], axis=1)
         pull = factors[f].T @ pull
-        u[f] = noise[f].T - jnp.sum(M_inv[f] * pull[None], axis=1)
+        u[f] = noise[f].T - jnp.sum(done.M_inv[f] * pull[None], axis=1)
         modes[f] = factors[f] @ u[f]
     return (*(v.T for v in u), *noise[n_chain:])
 

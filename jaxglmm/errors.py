@@ -64,6 +64,7 @@ class Status(IntEnum):
     NO_MODE = 6
     LIMIT = 7
     SEPARATED = 8
+    OUTSIDE = 9
 
     @property
     def ok(self) -> bool:
@@ -98,6 +99,10 @@ _SENTENCES = {
     Status.SEPARATED: (
         "not converged: the covariates separate the responses, so some fixed effects "
         "have no finite maximum likelihood estimate"
+    ),
+    Status.OUTSIDE: (
+        "not converged: some linear predictors belong to no mean, which has to be "
+        "positive, or at most 1 for a proportion; use another link"
     ),
     Status.STALLED: "not converged: no further decrease could be found",
 }

@@ -264,11 +264,15 @@ def estimate_rows(
     if model.reml:
         cov_user = _with_integrated(model, minimum, cov, J_inv, cov_user, data)
     singular = is_singular(factors)
+    inside = jax.vmap(model.family.is_inside)(eta) | (data.w == 0)
+    status = _status(model, minimum, x0, singular, data)
+    outside = (status != int(Status.NONFINITE)) & ~jnp.all(inside)
+    status = jnp.where(outside, jnp.int32(Status.OUTSIDE), status)
     return GeneralizedRaw(
         Point(at.beta, theta, at.psi), objective, minimum.grad @ J,
         J.T @ minimum.hess @ J, cov_user, split_terms(u, layout),
-        split_terms(b, layout), _status(model, minimum, x0, singular, data), singular,
-        minimum.decrement, minimum.min_eigenvalue, minimum.n_iter,
+        split_terms(b, layout), status, singular, minimum.decrement,
+        minimum.min_eigenvalue, minimum.n_iter,
     )  # fmt: skip
 
 
@@ -393,7 +397,7 @@ def _in_blocks(parts: tuple[Array, ...], theta: Array, size: int) -> Array:
 def log_lik_rows(
     params: Params, design: Design, family: Family, control: Control, how: How
 ) -> Array:
-    """Log L at any parameters in the user's units."""
+    """Log L at any parameters in the user's units; NaN where no mode was found."""
     data = user_rows(design, family)
     model = _model(design, family, control, how)
     dtype = data.y.dtype
@@ -406,7 +410,8 @@ def log_lik_rows(
     fixed = constant(data)
     frame = model.first_frame(fixed, lax.stop_gradient(first))
     frame = model.settle(lax.stop_gradient(x), frame, fixed)
-    return -0.5 * model.objective(x, frame, data)
+    value = -0.5 * model.objective(x, frame, data)
+    return jnp.where(frame.left > 1.0, jnp.nan, value)
 
 
 def mode_covariances(family: Family, design: Design, beta, theta, psi, b):

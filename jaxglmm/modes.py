@@ -238,7 +238,8 @@ def curved(
 
     def column(x):
         right = gather(W[:, :, 0] * x[:, None], data, layout)
-        b, u = solve_effects(factors, done, right, data.parents, layout)
+        half = tuple(r @ Lam for r, Lam in zip(right, factors))
+        b, u = solve_effects(factors, done, half, data.parents, layout)
         return right, b, u
 
     right, b, Y = jax.vmap(column)(X.T)
@@ -254,15 +255,12 @@ def curved(
 def solve_inner(
     v: Inner, at: Curvature, factors: tuple[Array, ...], data: RowData, layout: Layout
 ) -> Inner:
-    """M^-1 v, as v - M^-1 Lambda' Z'WZ Lambda v; with REML the inverse of (3)."""
-    eta = jnp.stack(random_part(effects(v.u, factors), data, layout), axis=1)
-    right = gather(jnp.sum(at.W * eta[:, None, :], axis=2), data, layout)
-    _, back = solve_effects(factors, at.done, right, data.parents, layout)
-    u = tuple(a - c for a, c in zip(v.u, back))
+    """M^-1 v; with REML the inverse of (3)."""
+    b, u = solve_effects(factors, at.done, v.u, data.parents, layout)
     if at.T_inv is None:
         return Inner(u, v.beta)
     assert at.Y is not None
-    eta = jnp.stack(random_part(effects(u, factors), data, layout), axis=1)
+    eta = jnp.stack(random_part(b, data, layout), axis=1)
     follow = jnp.sum(at.W[:, 0] * eta, axis=1) @ data.X[0]
     beta = at.T_inv @ (v.beta - follow)
     return Inner(

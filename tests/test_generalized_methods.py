@@ -168,3 +168,17 @@ def test_at_its_limit_it_is_the_poisson_fit(groups):
     np.testing.assert_allclose(m.loglik, poisson.loglik, atol=1e-5)
     np.testing.assert_allclose(m.fixef, poisson.fixef, atol=1e-5)
     np.testing.assert_allclose(m.se, poisson.se, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "link", ["sqrt", pytest.param("identity", marks=pytest.mark.slow)]
+)
+def test_means_that_are_not_positive_are_no_answer(link):
+    """Zeros below x = 0 and a steep line above, which goes on below zero."""
+    rng = np.random.default_rng(2)
+    x, a = np.linspace(-1.0, 1.0, 48), np.arange(48) % 6
+    data = {"y": rng.poisson(np.maximum(40.0 * x, 0.0)), "x": x, "a": a}
+    with pytest.warns(ConvergenceWarning, match="belong to no mean"):
+        m = jg.glmm("y ~ x + (1 | a)", data, family="poisson", link=link)
+    assert m.status == Status.OUTSIDE
+    assert float(m.predict(type="link").min()) <= 0.0

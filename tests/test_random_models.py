@@ -5,6 +5,8 @@ The data are unbalanced, nested, crossed, singular, tiny and badly scaled.
 
 import warnings
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -146,3 +148,115 @@ def test_linear_models_reach_what_dense_matrices_find(name, n_examples):
 
     check()
     assert np.mean([isinstance(s, Status) and s.ok for s in ended]) > 0.8, ended
+
+
+# ---- generalized models against the likelihood around their estimates --------------
+
+N = 48
+# every family and link with a formula; the first are in the default run
+GENERALIZED = [
+    ("binomial", "logit", "y ~ x + (1 | a)"),
+    ("poisson", "log", "y ~ x + (x | a)"),
+    ("nbinom2", "log", "y ~ x + (1 | a)"),
+    ("binomial", "probit", "cbind(k, m) ~ x + (1 | a) + (1 | c)"),
+    ("binomial", "cloglog", "y ~ x + (x | a)"),
+    ("poisson", "sqrt", "y ~ x + (1 | a) + (1 | c)"),
+    ("nbinom1", "log", "y ~ x + (1 | a/b)"),
+    ("gamma", "log", "y ~ x + (x || a)"),
+    ("beta", "logit", "y ~ x + (1 | a)"),
+    ("betabinomial", "logit", "cbind(k, m) ~ x + (1 | a)"),
+]
+
+
+def response_of(rng, family, eta):
+    """Responses, with groups of zeros, separation or huge counts now and then."""
+    p = 1.0 / (1.0 + np.exp(-eta))
+    if family in ("binomial", "betabinomial"):
+        trials = rng.integers(1, 40, N)
+        k = rng.binomial(trials, p)
+        y = (rng.uniform(size=N) < p).astype(float)
+        return {"y": y, "k": k, "m": trials - k}
+    if family == "beta":
+        return {"y": np.clip(rng.beta(4.0 * p, 4.0 * (1.0 - p)), 1e-6, 1.0 - 1e-6)}
+    if family == "gamma":
+        return {"y": rng.gamma(2.0, np.exp(eta) / 2.0) + 1e-8}
+    rate = np.exp(eta + rng.choice([0.0, 0.0, 12.0]))  # counts of 1e5 and more
+    rate = rate * (rng.gamma(2.0, 0.5, N) if family != "poisson" else 1.0)
+    return {"y": rng.poisson(rate).astype(float)}
+
+
+def generalized_data(seed, family):
+    """A data frame with the same levels always, so that a model compiles once."""
+    rng = np.random.default_rng(seed)
+    groups = draw_groups(rng, N)
+    for name, size in (("a", LEVELS), ("b", 2 * LEVELS), ("c", 5)):
+        groups[name][:size] = np.arange(size)
+    groups["a"] = groups["b"] // 2
+    x = rng.normal(size=N) * rng.choice([0.1, 1.0, 3.0])
+    z = np.column_stack([np.ones(N), x])
+    eta = 0.7 * np.sum(z * effects(rng, 2)[groups["a"]], axis=1)
+    eta = np.clip(eta + z @ rng.normal(size=2), -8.0, 8.0)
+    data = response_of(rng, family, eta)
+    trials = data.get("k", 0) + data.get("m", 0)
+    kind = rng.choice(["as drawn", "zeros in a group", "one event", "separated"])
+    counts = [c for c in data if c != "m" and family not in ("gamma", "beta")]
+    for name in counts:
+        if kind == "zeros in a group":
+            data[name] = np.where(groups["a"] < 2, 0, data[name])
+        if kind == "one event":
+            data[name] = np.where(np.arange(N) == 7, 1, 0)
+        if kind == "separated":
+            data[name] = np.where(x > 0, data[name], 0)
+    if "m" in data:
+        data["m"] = trials - data["k"]
+    return pd.DataFrame({"x": x, **data, **groups})
+
+
+def around(m, rng):
+    """Parameters at random distances, 1e-2 to 1 standard errors, of the estimates.
+
+    Not as far for a link from which some of them would leave the range of means.
+    """
+    params, size = m.fit.params, np.sqrt(np.maximum(np.diagonal(m.fit.vcov), 0.0))
+    size = np.where(np.isfinite(size) & (size > 0), np.minimum(size, 1.0), 0.1)
+    far = -1 if m.family.link == "sqrt" else 0
+    steps = rng.normal(size=(40, len(size))) * size
+    steps = steps * 10.0 ** rng.uniform(far - 2, far, (40, 1))
+    p, k = len(params.beta), len(params.theta)
+    for step in steps:
+        yield params.replace(
+            beta=params.beta + step[:p],
+            theta=params.theta + step[p : p + k],
+            psi=params.psi + step[p + k :],
+        )
+
+
+@pytest.mark.parametrize(
+    ("family", "link", "formula", "n_examples"),
+    [(*model, 6) for model in GENERALIZED[:2]]
+    + [pytest.param(*model, 30, marks=pytest.mark.slow) for model in GENERALIZED],
+)
+def test_generalized_models_are_at_a_maximum(family, link, formula, n_examples):
+    ended = []
+
+    @for_seeds(n_examples, n_examples < 10)
+    def check(seed):
+        data = generalized_data(seed, family)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            m = jg.glmm(formula, data, family=family, link=link)
+        ended.append(m.status)
+        if not m.converged:
+            return
+        with jax.enable_x64(True):
+            design = jax.tree.map(jnp.asarray, m.design)
+            at = float(jg.loglik(m.fit.params, design, m.family))
+            np.testing.assert_allclose(at, m.loglik, rtol=1e-9, atol=1e-7)
+            others = around(m, np.random.default_rng(seed))
+            found = [float(jg.loglik(p, design, m.family)) for p in others]
+        if m.status != Status.LIMIT:  # which is reached at infinity only
+            assert max(found) <= at + 1e-6
+            assert float(m.fit.decrement) < 1e-7
+
+    check()
+    assert np.mean([s.ok for s in ended]) > (0.1 if link == "sqrt" else 0.9), ended

@@ -126,6 +126,10 @@ class Family:
     def _log_h(self, y: Array) -> Array:
         return jnp.zeros_like(y)
 
+    def is_inside(self, eta: Array) -> Array:
+        """Whether the linear predictors (n_eta,) belong to a mean, ()."""
+        return jnp.ones((), bool)
+
     # ---- moments and the like --------------------------------------------------------
 
     def mu(self, eta: Array, psi: Array) -> Array:
@@ -290,6 +294,10 @@ class PositiveMean(Family):
         log_mean = LINKS[self.link].log_mean
         assert log_mean is not None
         return jax.grad(log_mean)(eta[0])
+
+    def is_inside(self, eta):
+        """Whether the mean is positive, ()."""
+        return eta[0] > 0 if LINKS[self.link].positive else super().is_inside(eta)
 
     def mu(self, eta, psi):
         """Mean response, ()."""

@@ -46,6 +46,10 @@ class _Proportion(Family):
         assert log_pair is not None
         return log_pair(eta[0])
 
+    def is_inside(self, eta):
+        """Whether the mean is a proportion, ()."""
+        return eta[0] <= 0 if self.link == "log" else super().is_inside(eta)
+
     def mu(self, eta, psi):
         """Mean proportion, ()."""
         return jnp.exp(self._pair(eta)[0])

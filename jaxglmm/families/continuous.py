@@ -357,6 +357,10 @@ class Beta(Family):
         assert log_pair is not None
         return log_pair(eta[0])
 
+    def is_inside(self, eta):
+        """Whether the mean is below 1, ()."""
+        return eta[0] <= 0 if self.link == "log" else super().is_inside(eta)
+
     def _log_f(self, y, eta, psi):
         log_p, log_q = self._pair(eta)
         log_phi = psi[0]

@@ -54,6 +54,8 @@ class Link:
         For means between 0 and 1.
     real_mean : callable, eta -> mu, optional
         For means of any sign.
+    positive : bool
+        Whether positive means have positive linear predictors alone.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Link:
     log_mean: Callable[[Array], Array] | None = None
     log_pair: Callable[[Array], tuple[Array, Array]] | None = None
     real_mean: Callable[[Array], Array] | None = None
+    positive: bool = False
 
 
 def _logit_pair(eta: Array) -> tuple[Array, Array]:
@@ -104,6 +107,7 @@ LINKS: dict[str, Link] = {
             g=lambda mu: mu,
             log_mean=log_positive,
             real_mean=lambda eta: eta,
+            positive=True,
         ),
         Link(
             "log",
@@ -125,16 +129,19 @@ LINKS: dict[str, Link] = {
             g=_reciprocal,
             log_mean=lambda eta: -log_positive(eta),
             real_mean=_reciprocal,
+            positive=True,
         ),
         Link(
             "sqrt",
             g=lambda mu: jnp.sqrt(mu),
-            log_mean=lambda eta: 2.0 * log_positive(jnp.abs(eta)),
+            log_mean=lambda eta: 2.0 * log_positive(eta),
+            positive=True,
         ),
         Link(
             "1/mu^2",
             g=lambda mu: 1.0 / mu**2,
             log_mean=lambda eta: -0.5 * log_positive(eta),
+            positive=True,
         ),
     )
 }

@@ -60,6 +60,10 @@ class _Wrapper(Family):
         """One more than the base."""
         return self.base.n_eta + 1
 
+    def is_inside(self, eta):
+        """The base's, ()."""
+        return self.base.is_inside(eta[:-1])
+
     def eta_start(self, y, w):
         """The base's, ()."""
         return self.base.eta_start(y, w)

@@ -55,7 +55,6 @@ from jaxglmm.elimination import Eliminated, effects_from_noise, eliminate
 from jaxglmm.families import Family, known_family
 from jaxglmm.generalized import user_rows
 from jaxglmm.hostfit import built_in
-from jaxglmm.linalg import block_matmul, spd_inverse
 from jaxglmm.modes import (
     curvature,
     effects,
@@ -246,7 +245,6 @@ class _Center(NamedTuple):
     eta: Any
     u: tuple[Any, ...]
     factors: tuple[Any, ...]
-    M_inv: tuple[Any, ...]
     done: Eliminated
 
 
@@ -284,20 +282,9 @@ def _center(family: Family, design: Design, beta, theta, psi, u) -> _Center:
     eta = linear_predictors(beta, effects(u, factors), data, layout)
     terms = row_terms(eta, psi, data, family)
     done = eliminate(factors, curvature(terms.W, data, layout), layout)
-    M_inv = _level_inverses(factors, done)
     square = sum(jnp.sum(v**2) for v in u)
     loglik = terms.value + data.base - 0.5 * square - 0.5 * done.logdet
-    return _Center(loglik, eta, u, factors, M_inv, done)
-
-
-def _level_inverses(factors, done: Eliminated) -> tuple[Array, ...]:
-    """M_f^-1 of (3), (K, K, J) for every block of the chain."""
-    out = []
-    for Lam, H in zip(factors, done.own):
-        L, LT = Lam[:, :, None], Lam.T[:, :, None]
-        eye = jnp.eye(Lam.shape[0], dtype=Lam.dtype)[:, :, None]
-        out.append(spd_inverse(block_matmul(block_matmul(LT, H), L) + eye)[0])
-    return tuple(out)
+    return _Center(loglik, eta, u, factors, done)
 
 
 def _groups(design: Design, padded: Design) -> _Groups:
@@ -360,7 +347,7 @@ def _draw(m: GLMM, padded: Design, center: _Center, groups: _Groups, n: int, key
     n_chunks = -(-n_pairs // chunk)
     chunk = -(-n_pairs // n_chunks)
     keys = np.asarray(jax.random.key_data(jax.random.split(key, n_chunks)))
-    A, A_tail = _cholesky(center.M_inv, center.done.S_inv)
+    A, A_tail = _cholesky(center.done.M_inv, center.done.S_inv)
     static = str(jax.random.key_impl(key)), m.family, chunk
     arrays = groups.level, groups.row, groups.size, groups.real
     args = keys, padded, m._psi, center, A, A_tail, arrays
@@ -404,9 +391,7 @@ def _sample(impl, family, chunk, keys, design, psi, center, A, A_tail, groups):
         e = tuple(v * s[g][:, None] for v, g in zip(e, level))
         square = by_group(tuple(v**2 for v in e))
         noise = _colour(e, A, A_tail, layout)
-        d = effects_from_noise(
-            center.factors, center.done, noise, center.M_inv, data.parents, layout
-        )
+        d = effects_from_noise(center.factors, center.done, noise, data.parents, layout)
         log_t = (
             gammaln(0.5 * (nu + size)) - gammaln(0.5 * nu)
             - 0.5 * size * jnp.log(0.5 * nu)
