@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -107,11 +108,31 @@ def test_switched_off(tmp_path):
     assert files(tmp_path) == []
 
 
-def test_default_folder_is_the_users_cache(tmp_path):
-    python(ONE, XDG_CACHE_HOME=tmp_path, HOME=tmp_path)
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory):
+    """A new user's home folder, and what the first process in it printed."""
+    home = tmp_path_factory.mktemp("home")
+    return home, python(ONE, XDG_CACHE_HOME=home, HOME=home)
+
+
+@pytest.fixture
+def filled(first_run, tmp_path):
+    """A folder with the program of the first run."""
+    folder = tmp_path / "filled"
+    folder.mkdir()
+    (program,) = first_run[0].rglob("*.xla")
+    shutil.copy(program, folder)
+    return folder
+
+
+def test_default_folder_is_the_users_cache(first_run):
+    home, first = first_run
+    assert first["compilations"] >= 1
     if sys.platform.startswith("linux"):
-        assert [p.parent.name for p in (tmp_path / "jaxglmm").rglob("*.xla")]
-    assert python(ONE, XDG_CACHE_HOME=tmp_path, HOME=tmp_path)["compilations"] == 0
+        assert [p.parent.name for p in (home / "jaxglmm").rglob("*.xla")]
+    again = python(ONE, XDG_CACHE_HOME=home, HOME=home)
+    assert again["compilations"] == 0
+    assert again["loglik"] == first["loglik"]
 
 
 def test_a_cache_the_user_configured_is_left_alone(tmp_path):
@@ -126,31 +147,76 @@ def test_a_cache_the_user_configured_is_left_alone(tmp_path):
     assert files(tmp_path / "ours") == []
 
 
-def test_damaged_file_is_compiled_anew(tmp_path):
-    first = python(ONE, JAXGLMM_CACHE_DIR=tmp_path)
-    (name,) = files(tmp_path)
-    for damage in (b"", b"nonsense", (tmp_path / name).read_bytes()[:1000]):
-        (tmp_path / name).write_bytes(damage)
-        out = python(ONE, JAXGLMM_CACHE_DIR=tmp_path)
-        assert out["compilations"] >= 1
-        assert out["loglik"] == first["loglik"]
-        assert len((tmp_path / name).read_bytes()) > 1000
-    assert python(ONE, JAXGLMM_CACHE_DIR=tmp_path)["compilations"] == 0
+TWICE = """
+from jaxglmm import compiled
+first, n = one_row().loglik, len(compilations)
+compiled._programs.clear()
+again = one_row().loglik
+print(json.dumps({"compilations": n, "later": len(compilations) - n,
+                  "loglik": [first, again]}))
+"""
 
 
-def test_unwritable_folder_is_no_error(tmp_path):
-    (tmp_path / "file").write_text("not a folder")
-    out = python(ONE, JAXGLMM_CACHE_DIR=tmp_path / "file" / "cache")
+def test_damaged_file_is_compiled_anew(first_run, filled):
+    (name,) = files(filled)
+    whole = (filled / name).read_bytes()
+    (filled / name).write_bytes(whole[:1000])
+    out = python(TWICE, JAXGLMM_CACHE_DIR=filled)
     assert out["compilations"] >= 1
-    assert files(tmp_path) == ["file"]
+    assert out["later"] == 0
+    assert out["loglik"] == [first_run[1]["loglik"]] * 2
+    assert len((filled / name).read_bytes()) > 1000
 
 
-def test_clear_cache(tmp_path, monkeypatch):
-    python(ONE, JAXGLMM_CACHE_DIR=tmp_path)
+def times(k, x):
+    return k * x
+
+
+@pytest.fixture
+def small_program(monkeypatch):
+    """A function that runs a small program as a new process would, and counts."""
+    written, store = [], compiled._store
+
+    def counted(path, program):
+        written.append(path.name)
+        store(path, program)
+
+    def run():
+        monkeypatch.setattr(compiled, "_programs", {})
+        found = compiled.run(times, (3.0,), np.arange(4.0))
+        np.testing.assert_array_equal(found, [0.0, 3.0, 6.0, 9.0])
+        return len(written)
+
+    monkeypatch.setattr(compiled, "_store", counted)
+    return run
+
+
+def test_any_damage_is_noticed(tmp_path, monkeypatch, small_program, capfd):
     monkeypatch.setenv("JAXGLMM_CACHE_DIR", str(tmp_path))
-    assert compiled.cache_dir() == tmp_path
+    assert small_program() == small_program() == 1
+    (name,) = files(tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    for i, damage in enumerate((b"", b"nonsense", whole[:1000])):
+        (tmp_path / name).write_bytes(damage)
+        assert small_program() == small_program() == 2 + i
+        assert len((tmp_path / name).read_bytes()) > 1000
+    assert capfd.readouterr().err == ""
+
+
+def test_unwritable_folder_is_no_error(tmp_path, monkeypatch, small_program, capfd):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("JAXGLMM_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    assert small_program() == 1
+    assert small_program() == 2  # nothing was kept
+    assert files(tmp_path) == ["file"]
+    assert capfd.readouterr().err == ""
+
+
+def test_clear_cache(filled, monkeypatch):
+    monkeypatch.setenv("JAXGLMM_CACHE_DIR", str(filled))
+    assert compiled.cache_dir() == filled
     assert jg.clear_cache() == 1
-    assert files(tmp_path) == []
+    assert files(filled) == []
     assert jg.clear_cache() == 0
 
 
@@ -192,10 +258,9 @@ def test_double_precision_without_the_global_flag(tmp_path):
     np.testing.assert_allclose(out["loglik"], -871.814135979245, rtol=1e-12)
 
 
-def test_threads(sleepstudy, monkeypatch):
+def test_threads(first_run, monkeypatch):
     """Two threads that meet a new program at once both get their answer."""
-    formula = "Reaction ~ Days + (1 | Subject)"
-    expected = jg.glmm(formula, sleepstudy).loglik
+    data, expected = jg.datasets.dyestuff(), first_run[1]["loglik"]
     monkeypatch.setenv("JAXGLMM_CACHE", "off")
     monkeypatch.setattr(compiled, "_programs", {})
     found, barrier = {}, threading.Barrier(2)
@@ -203,7 +268,7 @@ def test_threads(sleepstudy, monkeypatch):
     def work(i):
         barrier.wait()
         for _ in range(3):
-            found[i] = jg.glmm(formula, sleepstudy).loglik
+            found[i] = jg.glmm("Yield ~ 1 + (1 | Batch)", data).loglik
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
     for t in threads:
@@ -213,7 +278,7 @@ def test_threads(sleepstudy, monkeypatch):
     assert found == {0: expected, 1: expected}
 
 
-def test_structures_of_the_user_are_not_kept(tmp_path, monkeypatch):
+def test_structures_of_the_user_are_not_kept(filled, monkeypatch):
     """Their code is not part of the key, so a program of theirs stays in memory."""
 
     def factor(theta, k):
@@ -221,10 +286,12 @@ def test_structures_of_the_user_are_not_kept(tmp_path, monkeypatch):
 
     name = "own_scalar_for_this_test"
     jg.register_structure(jg.Structure(name, lambda k: 1, factor, lambda k: (1.0,)))
-    monkeypatch.setenv("JAXGLMM_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("JAXGLMM_CACHE_DIR", str(filled))
+    monkeypatch.setattr(compiled, "_programs", {})
+    kept = files(filled)
     m = jg.glmm(f"Yield ~ 1 + {name}(1 | Batch)", jg.datasets.dyestuff())
     plain = jg.glmm("Yield ~ 1 + (1 | Batch)", jg.datasets.dyestuff())
     np.testing.assert_allclose(m.loglik, plain.loglik, rtol=1e-10)
-    assert len(files(tmp_path)) <= 1  # of the plain one
+    assert files(filled) == kept  # that of the plain one
     with pytest.raises(ValueError, match="registered already"):
         jg.register_structure(jg.Structure(name, lambda k: 1, factor, lambda k: (1.0,)))

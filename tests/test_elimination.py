@@ -98,33 +98,51 @@ def dense(design, theta, beta, sigma):
     return ml, reml, gls, Q @ Z.T @ Vi @ r_hat, Q - Q @ Z.T @ Vi @ Z @ Q
 
 
-@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "pairs"])
+def force_pairs(monkeypatch):
+    """The pair lists that only large designs use."""
+    monkeypatch.setattr(plan, "_DENSE_WORK", 0.0)
+    monkeypatch.setattr(plan, "_PAIR_COST", 1e-9)
+
+
 @pytest.mark.parametrize("name", MODELS)
+def test_pairs_are_for_crossed_factors_alone(rng, monkeypatch, name):
+    dense_design = make(rng, MODELS[name])
+    assert dense_design.plan.pairs is None
+    force_pairs(monkeypatch)
+    sparse_design = make(rng, MODELS[name])
+    assert (sparse_design.plan.pairs is not None) == ("crossed" in name)
+    same = jax.tree.structure(dense_design) == jax.tree.structure(sparse_design)
+    assert same == ("crossed" not in name)
+
+
+# where no factors are crossed, pairs would make no difference
+CASES = [(name, False) for name in MODELS]
+CASES += [(name, True) for name in MODELS if "crossed" in name]
+
+
+@jax.jit
+def everything(params, design):
+    layout = design.layout
+    cp, units = cross_products(design)
+    factors = block_factors(units.maps.theta @ params.theta, layout)
+    at, done = profile(factors, cp, layout, jnp.asarray(1.0))
+    modes, _ = conditional_modes(factors, done, at.beta, cp, layout)
+    b = split_terms(modes, layout)
+    return units, at, b, conditional_covariances(factors, done, cp, layout)
+
+
+@pytest.mark.parametrize(("name", "sparse"), CASES)
 def test_against_dense_matrices(rng, monkeypatch, name, sparse):
-    if sparse:  # force the pair lists that only large designs use
-        monkeypatch.setattr(plan, "_DENSE_WORK", 0.0)
-        monkeypatch.setattr(plan, "_PAIR_COST", 1e-9)
+    if sparse:
+        force_pairs(monkeypatch)
     design = make(rng, MODELS[name])
-    assert (design.plan.pairs is not None) == (sparse and "crossed" in name)
+    assert (design.plan.pairs is not None) == sparse
     theta, beta, sigma = rng.normal(size=design.n_theta), rng.normal(size=3), 0.7
     ml, reml, gls, modes, cov = dense(design, theta, beta, sigma)
     params = jg.Params(jnp.asarray(beta), jnp.asarray(theta), jnp.asarray(sigma))
-    layout = design.layout
-
-    @jax.jit
-    def everything(params, design):
-        cp, units = cross_products(design)
-        inner = units.maps.theta @ params.theta
-        factors = block_factors(inner, layout)
-        at, done = profile(factors, cp, layout, jnp.asarray(1.0))
-        modes, _ = conditional_modes(factors, done, at.beta, cp, layout)
-        b = split_terms(modes, layout)
-        covariances = conditional_covariances(factors, done, cp, layout)
-        logliks = [jg.loglik(params, design, method=m) for m in ("ML", "REML")]
-        return logliks, units, at, b, covariances
-
-    logliks, units, at, b, covariances = everything(params, design)
+    logliks = [jg.loglik(params, design, method=m) for m in ("ML", "REML")]
     np.testing.assert_allclose(logliks, [ml, reml], rtol=1e-9)
+    units, at, b, covariances = everything(params, design)
     np.testing.assert_allclose(units.T @ (units.b + units.s * at.beta), gls, rtol=1e-8)
     ours = np.concatenate(
         [np.ravel(units.s * v @ T.T) for v, T in zip(b, units.maps.z)]
@@ -152,25 +170,30 @@ def check_covariances(design, ours, units, cov):
             )
 
 
-@pytest.mark.parametrize("reml", [0.0, 1.0])
-@pytest.mark.parametrize("leaf", [1, 2])
-def test_closed_form_hessian_of_crossed_designs(rng, monkeypatch, leaf, reml):
-    monkeypatch.setattr(plan, "_DENSE_WORK", 0.0)
-    monkeypatch.setattr(plan, "_PAIR_COST", 1e-9)
-    design = make(rng, [(leaf, "c"), (1, "x"), (1, "v")])
-    cp, _ = jax.jit(cross_products)(design)
+@jax.jit
+def both_hessians(theta, reml, design):
+    """Value, gradient and Hessian in closed form, and by differentiating."""
     layout = design.layout
+    cp, _ = cross_products(design)
     assert applies(cp, layout)
-    theta = jnp.asarray(rng.uniform(0.3, 1.5, design.n_theta))
 
     def objective(theta, order):
-        return profiled_objective(theta, cp, layout, jnp.asarray(reml), order)
+        return profiled_objective(theta, cp, layout, reml, order)
 
-    theta, order = repivot(theta, first_order(layout, theta.dtype), layout)
-    ours = jax.jit(crossed_value_grad_hess(cp, layout, jnp.asarray(reml)))(theta, order)
-    exact = jax.jit(value_grad_hess(objective))(theta, order)
-    for a, b in zip(ours, exact):
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+    at = repivot(theta, first_order(layout, theta.dtype), layout)
+    return crossed_value_grad_hess(cp, layout, reml)(*at), value_grad_hess(objective)(
+        *at
+    )
+
+
+@pytest.mark.parametrize("leaf", [1, 2])
+def test_closed_form_hessian_of_crossed_designs(rng, monkeypatch, leaf):
+    force_pairs(monkeypatch)
+    design = make(rng, [(leaf, "c"), (1, "x"), (1, "v")])
+    theta = jnp.asarray(rng.uniform(0.3, 1.5, design.n_theta))
+    for reml in (0.0, 1.0):
+        for a, b in zip(*both_hessians(theta, jnp.asarray(reml), design)):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
 def test_nesting_is_seen_in_the_codes(rng):
@@ -182,11 +205,11 @@ def test_nesting_is_seen_in_the_codes(rng):
 
 
 def test_row_order_and_level_labels_do_not_matter(rng):
-    design = make(rng, MODELS["crossed slopes"])
+    design = jax.tree.map(np.asarray, make(rng, MODELS["crossed slopes"]))
     order = rng.permutation(N)
     terms = []
     for t in design.terms:
-        relabel = jnp.asarray(rng.permutation(t.n_levels))
+        relabel = rng.permutation(t.n_levels)
         terms.append(jg.Term(t.z[order], relabel[t.group][order]))
     other = jg.Design(
         design.y[order],
@@ -197,9 +220,8 @@ def test_row_order_and_level_labels_do_not_matter(rng):
     )
     theta = jnp.asarray(rng.normal(size=design.n_theta))
     params = jg.Params(jnp.ones(3), theta, jnp.asarray(0.5))
-    loglik = jax.jit(jg.loglik)
     np.testing.assert_allclose(
-        loglik(params, design), loglik(params, other), rtol=1e-11
+        jg.loglik(params, design), jg.loglik(params, other), rtol=1e-11
     )
 
 
@@ -216,8 +238,5 @@ def test_rows_of_weight_zero_do_not_count(rng):
     theta = jnp.asarray(rng.normal(size=design.n_theta))
     params = jg.Params(jnp.ones(3), theta, jnp.asarray(0.5))
     for method in ("ML", "REML"):
-        a, b = (
-            jax.jit(jg.loglik, static_argnames="method")(params, d, method=method)
-            for d in (masked, short)
-        )
+        a, b = (jg.loglik(params, d, method=method) for d in (masked, short))
         np.testing.assert_allclose(a, b, rtol=1e-11)

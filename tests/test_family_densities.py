@@ -1,5 +1,6 @@
 """Response families: densities, derivatives and moments."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -53,32 +54,58 @@ ROUNDING = {"nbinom1", "nbinom2", "truncated_nbinom1", "truncated_nbinom2"}
 def by_label(label):
     name, _, link = label.partition("/")
     if name == "cumulative":
-        return Cumulative(n_categories=4, link=link)
+        return Cumulative(n_categories=4, link=link or "logit")
     return family_by_name(name, link=link or None)
+
+
+KNOWN = {by_label(label) for label in REFERENCE}
+ROWS = 96  # of every call, so that tests of a family share its program
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def program(family, order, y, w, x):
+    """Log-likelihood by itself, and with its derivatives in x up to an order."""
+    k = family.n_eta
+
+    def parts(y, w, x):
+        log_lik = lambda x: family.log_lik(y, x[:k], x[k:], w)
+        if order == 0:
+            return (log_lik(x),)
+        if order == 1:
+            return log_lik(x), *jax.value_and_grad(log_lik)(x)
+        (value, gradient), along = jax.linearize(jax.value_and_grad(log_lik), x)
+        _, H = jax.vmap(along)(jnp.eye(len(x), dtype=x.dtype))
+        return log_lik(x), value, gradient, H
+
+    return jax.vmap(parts)(y, w, x)
+
+
+def by_rows(family, order, y, w, x):
+    order = 2 if family in KNOWN else order
+    y, x = np.asarray(y), np.asarray(x)
+    w = np.broadcast_to(np.asarray(w, y.dtype), y.shape)
+    pieces = []
+    for start in range(0, len(y), ROWS):
+        rows = np.arange(start, start + ROWS) % len(y)
+        pieces.append(program(family, order, y[rows], w[rows], x[rows]))
+    return [np.concatenate(part)[: len(y)] for part in zip(*pieces)]
 
 
 def derivatives(family, y, w, x, hessian=True):
     """Log-likelihood, gradient and Hessian in x = (eta, psi), mapped over rows."""
-    k = family.n_eta
-
-    def parts(x, y, w):
-        value_and_grad = jax.value_and_grad(
-            lambda x: family.log_lik(y, x[:k], x[k:], w)
-        )
-        if not hessian:
-            return value_and_grad(x)
-        twice = lambda x: (value_and_grad(x)[1], value_and_grad(x))
-        H, (value, gradient) = jax.jacfwd(twice, has_aux=True)(x)
-        return value, gradient, H
-
-    fast = {"xla_backend_optimization_level": 0}  # compile time is what costs here
-    return map(np.asarray, jax.jit(jax.vmap(parts), compiler_options=fast)(x, y, w))
+    return by_rows(family, 1 + hessian, y, w, x)[1 : 3 + hessian]
 
 
-def evaluate(fn, *args):
-    fast = {"xla_backend_optimization_level": 0}
-    mapped = jax.jit(jax.vmap(fn), compiler_options=fast)
-    return np.asarray(mapped(*(jnp.asarray(a) for a in args)))
+def log_lik(family, y, eta, psi, w=1.0):
+    """Log-likelihood of rows; eta and psi by row, or the same for all."""
+    y = np.asarray(y, float)
+    rows = [np.broadcast_to(v, (len(y), np.shape(v)[-1])) for v in (eta, psi)]
+    return by_rows(family, 0, y, w, np.hstack(rows))[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def moments(family, eta, psi, w):
+    return family.mu(eta, psi), family.variance(eta, psi, w)
 
 
 # ---- densities and their derivatives -------------------------------------------------
@@ -95,8 +122,7 @@ def test_against_sixty_digits(label):
     d = 1 + family.n_own
     y, w, x = rows[:, 0], rows[:, 1], rows[:, 2 : 2 + d]
     value, score, curvature = np.split(rows[:, 2 + d :], [1, 1 + d], axis=1)
-    found = derivatives(family, y, w, x)
-    v, g, H = found
+    v, g, H = derivatives(family, y, w, x)
     H = np.diagonal(H, axis1=1, axis2=2)
     tolerances = LOOSER.get(label, (1e-12, 1e-12, 1e-11))
     size = (y + np.exp(x[:, 0]))[:, None] if label in ROUNDING else 0.0
@@ -146,10 +172,7 @@ SCIPY = {
 def test_against_scipy(name):
     family = family_by_name(name)
     y, eta, psi = grid(Y, ETA, PSI)
-    x = np.column_stack([eta, *([psi] * family.n_own)])
-    found = evaluate(
-        lambda y, x: family.log_lik(y, x[:1], x[1:], jnp.ones_like(y)), y, x
-    )
+    found = log_lik(family, y, eta[:, None], psi[:, None][:, : family.n_own])
     np.testing.assert_allclose(found, SCIPY[name](y, eta, psi), rtol=1e-9, atol=1e-11)
 
 
@@ -157,24 +180,20 @@ def test_proportions_against_scipy():
     k, n = np.array([0.0, 3, 10, 1, 0]), np.array([10.0, 10, 10, 1, 1])
     eta, phi = np.linspace(-2, 2, 5), 3.0
     p = special.expit(eta)
-    log_lik = lambda family, psi: evaluate(
-        lambda y, e, w: family.log_lik(y, e[None], psi, w), k / n, eta, n
+    np.testing.assert_allclose(
+        log_lik(Binomial(), k / n, eta[:, None], np.zeros(0), n),
+        stats.binom.logpmf(k, n, p),
+        rtol=1e-12,
     )
     np.testing.assert_allclose(
-        log_lik(Binomial(), jnp.zeros(0)), stats.binom.logpmf(k, n, p), rtol=1e-12
-    )
-    np.testing.assert_allclose(
-        log_lik(BetaBinomial(), jnp.log(jnp.array([phi]))),
+        log_lik(BetaBinomial(), k / n, eta[:, None], np.log([phi]), n),
         stats.betabinom.logpmf(k, n, p * phi, (1 - p) * phi),
         rtol=1e-12,
     )
     y = np.array([0.1, 0.5, 0.9])
-    found = evaluate(
-        lambda y: Beta().log_lik(y, jnp.array([0.4]), jnp.array([1.0]), 1.0), y
-    )
     p, phi = special.expit(0.4), np.e
     expected = stats.beta.logpdf(y, p * phi, (1 - p) * phi)
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_allclose(log_lik(Beta(), y, [0.4], [1.0]), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("theta", [1e8, 1e200])
@@ -183,8 +202,8 @@ def test_negative_binomial_becomes_poisson(kind, theta):
     y, eta = grid([0.0, 1.0, 3.0, 20.0], [-2.0, 0.0, 2.0])
     psi = np.log(theta) if kind == 2 else -np.log(theta)
     x = np.column_stack([eta, np.full_like(eta, psi)])
-    nb = list(derivatives(NegativeBinomial(kind=kind), y, np.ones_like(y), x))
-    poisson = list(derivatives(Poisson(), y, np.ones_like(y), x[:, :1]))
+    nb = derivatives(NegativeBinomial(kind=kind), y, 1.0, x)
+    poisson = derivatives(Poisson(), y, 1.0, x[:, :1])
     for a, b in zip(nb, poisson):
         a = a if a.ndim == 1 else a[(slice(None), *[slice(1)] * (a.ndim - 1))]
         np.testing.assert_allclose(a, b, atol=1e4 / theta + 1e-12, rtol=1e-13)
@@ -221,22 +240,19 @@ ALL_LINKS = (
 FAR = [-700.0, -100.0, -37.0, -1.0, 0.0, 1.0, 37.0, 100.0, 700.0]
 
 
-# every program compiles for seconds: the default run has a third of them
-QUICK = {"poisson", "binomial", "gamma", "nbinom2", "gaussian", "beta"}
+# in float32, and with three categories, no other test compiles the programs
+FAR_OUT = [
+    pytest.param(
+        name,
+        dtype,
+        marks=[pytest.mark.slow] if name == "cumulative" or dtype == "float32" else [],
+    )
+    for name in EXTREMES
+    for dtype in ("float64", "float32")
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        pytest.param(
-            name,
-            dtype,
-            marks=[] if name in QUICK and dtype == "float64" else [pytest.mark.slow],
-        )
-        for name in EXTREMES
-        for dtype in ("float64", "float32")
-    ],
-)
+@pytest.mark.parametrize(("name", "dtype"), FAR_OUT)
 def test_finite_far_out(name, dtype):
     default = family_by_name(name)
     ys, psis = EXTREMES[name]
@@ -253,17 +269,9 @@ def test_finite_far_out(name, dtype):
             assert np.isfinite(part).all(), link
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        if name in ("poisson", "gamma")
-        else pytest.param(name, marks=pytest.mark.slow)
-        for name in family_names()
-    ],
-)
+@pytest.mark.parametrize("name", family_names())
 def test_weight_zero_drops_the_row_whatever_y(name):
-    family = family_by_name(name)
+    family = by_label(name)
     x = np.zeros((3, 1 + family.n_own))
     y = np.array([0.0, -1.0, np.nan])
     for part in derivatives(family, y, np.zeros(3), x, hessian=False):
@@ -271,27 +279,26 @@ def test_weight_zero_drops_the_row_whatever_y(name):
 
 
 def test_replication_and_precision():
-    at = (jnp.array([0.3]), jnp.array([0.2]))
-    nb = NegativeBinomial()
-    assert nb.log_lik(4.0, *at, 2.5) == pytest.approx(2.5 * nb.log_lik(4.0, *at, 1.0))
+    once, heavier = log_lik(NegativeBinomial(), [4.0, 4.0], [0.3], [0.2], [1.0, 2.5])
+    assert heavier == pytest.approx(2.5 * once)
     for family in (Gaussian(), Student(), LogNormal(), Gamma(), InverseGaussian()):
-        psi = jnp.full(family.n_own, 0.2)
-        heavy = psi.at[0].add(
-            -np.log(2.5) * (1.0 if "phi" in family.own_names else 0.5)
+        light = np.full(family.n_own, 0.2)
+        heavy = light.copy()
+        heavy[0] -= np.log(2.5) * (1.0 if "phi" in family.own_names else 0.5)
+        left, right = log_lik(
+            family, [4.0, 4.0], [0.3], np.stack([light, heavy]), [2.5, 1.0]
         )
-        left = family.log_lik(4.0, at[0], psi, 2.5)
-        np.testing.assert_allclose(
-            left, family.log_lik(4.0, at[0], heavy, 1.0), rtol=1e-13
-        )
+        np.testing.assert_allclose(left, right, rtol=1e-13)
 
 
 def test_cumulative_masses_sum_to_one():
     psi = jnp.array([-1.0, 0.3, -0.5])
-    for link in Cumulative.links:
-        family = Cumulative(n_categories=4, link=link)
-        p = np.asarray(family.probabilities(jnp.array([0.7]), psi))
-        np.testing.assert_allclose(p.sum(), 1.0, rtol=1e-13)
-    tau = np.asarray(family.natural(psi))
+    families = [Cumulative(n_categories=4, link=link) for link in Cumulative.links]
+    for p in jax.jit(
+        lambda psi: [f.probabilities(jnp.array([0.7]), psi) for f in families]
+    )(psi):
+        np.testing.assert_allclose(np.sum(p), 1.0, rtol=1e-13)
+    tau = np.asarray(families[-1].natural(psi))
     np.testing.assert_allclose(
         tau, -1.0 + np.r_[0, np.exp(0.3), np.exp([0.3, -0.5]).sum()]
     )
@@ -301,27 +308,26 @@ def test_cumulative_masses_sum_to_one():
 
 
 def test_zero_inflation_and_hurdle():
-    eta, psi = jnp.array([0.6, 0.2, -0.8]), jnp.zeros(0)
+    eta, psi = np.array([0.6, 0.2, -0.8]), np.zeros(0)
     pi, mu, theta = special.expit(-0.8), np.exp(0.6), np.exp(0.2)
-    f = stats.nbinom.pmf(np.arange(6), theta, theta / (theta + mu))
-    y = jnp.arange(6.0)
+    k = np.arange(400.0)
+    f = stats.nbinom.pmf(k[:6], theta, theta / (theta + mu))
     zinb = ZeroInflated(WithDispersion(NegativeBinomial()))
     assert zinb.eta_names == ("conditional", "dispersion", "zi")
     assert (zinb.n_eta, zinb.n_own) == (3, 0)
-    found = evaluate(lambda y: zinb.log_lik(y, eta, psi, 1.0), y)
-    expected = np.log((1 - pi) * f + pi * (np.arange(6) == 0))
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    found = log_lik(zinb, k, eta, psi)
+    expected = np.log((1 - pi) * f + pi * (k[:6] == 0))
+    np.testing.assert_allclose(found[:6], expected, rtol=1e-12)
     hurdle = ZeroInflated(TruncatedNegativeBinomial())
-    found = evaluate(lambda y: hurdle.log_lik(y, eta[::2], jnp.array([0.2]), 1.0), y)
     expected = np.log(np.r_[pi, (1 - pi) * f[1:] / (1 - f[0])])
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
-    k = np.arange(400.0)
-    mass = np.exp(evaluate(lambda y: zinb.log_lik(y, eta, psi, 1.0), k))
-    mean = np.sum(k * mass)
-    np.testing.assert_allclose(zinb.mu(eta, psi), mean, rtol=1e-9)
     np.testing.assert_allclose(
-        zinb.variance(eta, psi, 1.0), np.sum((k - mean) ** 2 * mass), rtol=1e-8
+        log_lik(hurdle, k[:6], eta[::2], [0.2]), expected, rtol=1e-12
     )
+    mass = np.exp(found)
+    mean = np.sum(k * mass)
+    mu, variance = moments(zinb, eta, psi, 1.0)
+    np.testing.assert_allclose(mu, mean, rtol=1e-9)
+    np.testing.assert_allclose(variance, np.sum((k - mean) ** 2 * mass), rtol=1e-8)
 
 
 @pytest.mark.slow
@@ -331,15 +337,21 @@ def test_zero_inflated_predictors_far_out():
         axes = [FAR] * family.n_eta
         axes[1] = [-13.0, 0.0, 25.0] if family.n_eta == 3 else axes[1]
         y, *eta = grid([0.0, 1.0, 1e6], *axes)
-        for part in derivatives(family, y, np.ones_like(y), np.column_stack(eta)):
+        for part in derivatives(family, y, 1.0, np.column_stack(eta)):
             assert np.isfinite(part).all()
 
 
 def test_dispersion_predictor_is_the_first_own_parameter():
     family, psi = WithDispersion(Student()), jnp.array([1.2])
     assert family.own_names == ("nu",)
-    found = family.log_lik(1.0, jnp.array([0.3, -0.4]), psi, 2.0)
-    full = Student().log_lik(1.0, jnp.array([0.3]), jnp.array([-0.4, 1.2]), 2.0)
+
+    @jax.jit
+    def both(eta, psi):
+        found = family.log_lik(1.0, eta, psi, 2.0)
+        own = jnp.concatenate([eta[1:], psi])
+        return found, Student().log_lik(1.0, eta[:1], own, 2.0)
+
+    found, full = both(jnp.array([0.3, -0.4]), psi)
     assert found == full
     np.testing.assert_allclose(family.natural(psi), np.exp([1.2]))
     with pytest.raises(ValueError, match="no dispersion"):
@@ -349,10 +361,6 @@ def test_dispersion_predictor_is_the_first_own_parameter():
 # ---- moments, deviance, information --------------------------------------------------
 
 
-def at_natural(family):
-    return jnp.full(1, 0.4), jnp.linspace(0.2, 0.5, family.n_own)
-
-
 COUNTS = ["poisson", "nbinom1", "nbinom2", "genpois", "truncated_poisson"]
 COUNTS += ["truncated_nbinom1", "truncated_nbinom2"]
 
@@ -360,14 +368,27 @@ COUNTS += ["truncated_nbinom1", "truncated_nbinom2"]
 @pytest.mark.parametrize("name", COUNTS)
 def test_moments_of_counts_against_their_masses(name):
     family = family_by_name(name)
-    at = at_natural(family)
+    at = np.full(1, 0.4), np.linspace(0.2, 0.5, family.n_own)
     y = np.arange(0.0 if family.has_zero else 1.0, 600.0)
-    mass = np.exp(evaluate(lambda y: family.log_lik(y, *at, 1.0), y))
+    mass = np.exp(log_lik(family, y, *at))
     np.testing.assert_allclose(mass.sum(), 1.0, rtol=1e-10)
     mean = np.sum(y * mass)
-    np.testing.assert_allclose(family.mu(*at), mean, rtol=1e-9)
-    variance = np.sum((y - mean) ** 2 * mass)
-    np.testing.assert_allclose(family.variance(*at, 1.0), variance, rtol=1e-8)
+    mu, variance = moments(family, *at, 1.0)
+    np.testing.assert_allclose(mu, mean, rtol=1e-9)
+    np.testing.assert_allclose(variance, np.sum((y - mean) ** 2 * mass), rtol=1e-8)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def by_definition(family, y, eta, psi, w):
+    """Slope of mu, variance, information, and slope of the deviance, at one eta."""
+    mu = lambda e: family.mu(e, psi)
+    deviance = lambda e: family.unit_deviance(y, e, psi, w)
+    return (
+        jax.grad(mu)(eta)[0],
+        family.variance(eta, psi, w),
+        family.expected_information(eta, psi, w),
+        jax.grad(deviance)(eta)[0],
+    )
 
 
 @pytest.mark.parametrize(
@@ -384,39 +405,48 @@ def test_moments_of_counts_against_their_masses(name):
     ids=str,
 )
 def test_information_and_deviance_follow_their_definitions(family):
-    psi, w, y = jnp.full(family.n_own, 0.3), 3.0, 2.0 / 3.0
+    psi, w, y = np.full(family.n_own, 0.3), 3.0, 2.0 / 3.0
     y = 2.0 if family.support == "count" else y
-    mu = lambda e: family.mu(e[None], psi)
-    for x in (0.3, 1.1):
-        eta = jnp.array([x])
-        by_eta = jax.grad(mu)(eta[0])
+    x = np.column_stack([[0.3, 1.1], *np.full((family.n_own, 2), 0.3)])
+    _, scores = derivatives(family, np.full(2, y), w, x, hessian=False)
+    for eta, score in zip(x[:, :1], scores[:, 0]):
+        by_eta, variance, found, deviance = by_definition(family, y, eta, psi, w)
         weight = w if family.weights_role == "replication" else 1.0
-        expected = weight * by_eta**2 / family.variance(eta, psi, w)
-        found = family.expected_information(eta, psi, w)
+        expected = weight * by_eta**2 / variance
         np.testing.assert_allclose(found, expected, rtol=1e-11)
         # the score is half minus the derivative of the scaled deviance
-        deviance = jax.grad(lambda e: family.unit_deviance(y, e, psi, w))(eta)
-        score = jax.grad(lambda e: family.log_lik(y, e, psi, w))(eta)
-        phi = {"phi": jnp.exp(0.3), "sigma": jnp.exp(0.6)}.get(
+        phi = {"phi": np.exp(0.3), "sigma": np.exp(0.6)}.get(
             (*family.own_names, "")[0], 1.0
         )
         np.testing.assert_allclose(score, -0.5 * deviance / phi, rtol=1e-11)
 
 
-def test_links_and_their_inverses():
-    eta = jnp.linspace(0.1, 2.0, 9)
+@jax.jit
+def there_and_back(eta):
+    """Of every link, the means that its inverses make, and their link again."""
+    both = jnp.concatenate([-eta, eta])
+    out = {}
     for name, link in LINKS.items():
         if link.log_mean is not None:
-            back = link.g(jnp.exp(jax.vmap(link.log_mean)(eta)))
-            np.testing.assert_allclose(back, eta, rtol=1e-12, err_msg=name)
+            out[name, "log_mean"] = link.g(jnp.exp(jax.vmap(link.log_mean)(eta)))
         if link.real_mean is not None:
-            back = link.g(jax.vmap(link.real_mean)(eta))
-            np.testing.assert_allclose(back, eta, rtol=1e-12, err_msg=name)
+            out[name, "real_mean"] = link.g(jax.vmap(link.real_mean)(eta))
         if link.log_pair is not None:
-            both = -eta if name == "log" else jnp.concatenate([-eta, eta])
-            log_p, log_q = jax.vmap(link.log_pair)(both)
-            np.testing.assert_allclose(link.g(jnp.exp(log_p)), both, rtol=1e-9)
-            np.testing.assert_allclose(jnp.exp(log_p) + jnp.exp(log_q), 1.0, rtol=1e-14)
+            log_p, log_q = jax.vmap(link.log_pair)(-eta if name == "log" else both)
+            out[name, "log_pair"] = link.g(jnp.exp(log_p))
+            out[name, "sum"] = jnp.exp(log_p) + jnp.exp(log_q)
+    return out
+
+
+def test_links_and_their_inverses():
+    eta = np.linspace(0.1, 2.0, 9)
+    found = there_and_back(eta)
+    assert {name for name, _ in found} == set(LINKS)
+    for (name, what), back in found.items():
+        both = -eta if name == "log" else np.concatenate([-eta, eta])
+        expected = {"log_pair": both, "sum": 1.0}.get(what, eta)
+        rtol = {"log_pair": 1e-9, "sum": 1e-14}.get(what, 1e-12)
+        np.testing.assert_allclose(back, expected, rtol=rtol, err_msg=name)
 
 
 # ---- names, custom families ----------------------------------------------------------
@@ -464,16 +494,14 @@ def test_custom_family_reproduces_a_built_in_one():
     assert hash(custom) == hash(custom)
     y, eta, psi = grid([0.0, 1.0, 7.0], ETA, PSI)
     x = np.column_stack([eta, psi])
-    pair = [
-        derivatives(f, y, np.full_like(y, 2.0), x) for f in (custom, NegativeBinomial())
-    ]
+    pair = [derivatives(f, y, 2.0, x) for f in (custom, NegativeBinomial())]
     for a, b in zip(*pair):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-11)
     np.testing.assert_allclose(custom.natural(jnp.zeros(1)), 1.0)
-    inflated = ZeroInflated(custom)
-    value = inflated.log_lik(0.0, jnp.array([0.1, 0.2]), jnp.array([0.3]), 1.0)
-    other = ZeroInflated(NegativeBinomial())
-    expected = other.log_lik(0.0, jnp.array([0.1, 0.2]), jnp.array([0.3]), 1.0)
+    value, expected = (
+        log_lik(ZeroInflated(base), [0.0], [0.1, 0.2], [0.3])
+        for base in (custom, NegativeBinomial())
+    )
     np.testing.assert_allclose(value, expected, rtol=1e-12)
     with pytest.raises(ValueError, match=r"'mine' has no sampler.*sampler="):
         custom.sample(jax.random.key(0), jnp.zeros(1), jnp.zeros(1), 1.0)
@@ -488,8 +516,9 @@ def test_custom_family_of_two_predictors():
         y, eta[0], jnp.exp(eta[1])
     )
     custom = Family(log_density=density, n_eta=2)
-    eta = jnp.array([0.3, -0.2])
-    found = custom.log_lik(1.0, eta, jnp.zeros(0), 1.0)
-    expected = WithDispersion(Gaussian()).log_lik(1.0, eta, jnp.zeros(0), 1.0)
+    found, expected = (
+        log_lik(family, [1.0], [0.3, -0.2], np.zeros(0))
+        for family in (custom, WithDispersion(Gaussian()))
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-14)
     assert custom.eta_names == ("conditional", "predictor2")

@@ -1,5 +1,7 @@
 """Response families: starting values, samplers, and what they refuse."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,57 +33,82 @@ from jaxglmm.families import (
 
 
 def evaluate(fn, *args):
-    fast = {"xla_backend_optimization_level": 0}
-    mapped = jax.jit(jax.vmap(fn), compiler_options=fast)
+    mapped = jax.jit(jax.vmap(fn))
     return np.asarray(mapped(*(jnp.asarray(a) for a in args)))
 
 
 # ---- starting values -----------------------------------------------------------------
 
 
+def wrapped(family):
+    if family.name == "cumulative":
+        return []
+    found = [ZeroInflated(family)] if family.support != "real" else []
+    return found + ([WithDispersion(family)] if "phi" in family.own_names else [])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def starts(families, y, w):
+    """Of every family: psi in three ways, eta by row, and for its wrapped kinds."""
+    one, constant = jnp.ones_like(w), jnp.full_like(y, y[0])
+    return [
+        (
+            [f.psi_start(y, one), f.psi_start(y, w)],
+            [f.psi_start(constant, one), f.psi_start(constant, w)],
+            jax.vmap(f.eta_start)(y, w),
+            [other.extra_start(y, w) for other in wrapped(f)],
+        )
+        for f in families
+    ]
+
+
 @pytest.mark.parametrize("name", family_names())
 def test_starting_values_are_finite(name):
-    for link in family_by_name(name).links:
-        family = family_by_name(name, link=link)
-        y = {"unit": [0.2, 0.9], "proportion": [0.0, 1.0], "real": [0.0, 2.0]}.get(
-            family.support, [1.0, 2.0]
-        )
-        y, w = np.array(y * 3), np.full(6, 2.0)
-        for weights in (np.ones_like(w), w):
-            psi = family.psi_start(y, weights)
-            assert psi.shape == (family.n_own,)
-            assert np.isfinite(psi).all()
-            constant = family.psi_start(np.full_like(y, y[0]), weights)
-            assert np.isfinite(constant).all()
-        eta = evaluate(family.eta_start, y, w)
-        assert np.isfinite(eta).all()
-        wrapped = [ZeroInflated(family)] if family.support != "real" else []
-        wrapped += [WithDispersion(family)] if "phi" in family.own_names else []
-        for other in wrapped if name != "cumulative" else []:
-            extra = other.extra_start(y, w)
-            assert extra.shape == (other.n_eta - 1,)
-            assert np.isfinite(extra).all()
+    default = family_by_name(name)
+    families = tuple(family_by_name(name, link=link) for link in default.links)
+    y = {"unit": [0.2, 0.9], "proportion": [0.0, 1.0], "real": [0.0, 2.0]}.get(
+        default.support, [1.0, 2.0]
+    )
+    found = starts(families, np.array(y * 3), np.full(6, 2.0))
+    for family, (psis, constants, eta, extras) in zip(families, found):
+        assert all(np.shape(psi) == (family.n_own,) for psi in psis)
+        assert np.shape(eta) == (6,)
+        expected = [(other.n_eta - 1,) for other in wrapped(family)]
+        assert [np.shape(extra) for extra in extras] == expected
+        for part in (*psis, *constants, eta, *extras):
+            assert np.isfinite(part).all(), family.link
 
 
 # ---- samplers ------------------------------------------------------------------------
 
-N_DRAWS = 100_000
+# the slow run has three times as many draws
+N_DRAWS = [30_000, pytest.param(100_000, marks=pytest.mark.slow)]
 
 
-def draw(family, eta, psi, w=1.0, seed=11):
-    keys = jax.random.split(jax.random.key(seed), N_DRAWS)
-    eta, psi, w = (jnp.asarray(v, float) for v in (eta, psi, w))
-    return np.asarray(jax.jit(jax.vmap(lambda k: family.sample(k, eta, psi, w)))(keys))
+@functools.partial(jax.jit, static_argnums=0)
+def sample(family, keys, eta, psi, w):
+    return jax.vmap(family.sample, (0, None, None, None))(keys, eta, psi, w)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def moments(family, eta, psi, w):
+    return family.mu(eta, psi), family.variance(eta, psi, w)
+
+
+def draw(family, n, eta, psi, w=1.0, seed=11):
+    keys = jax.random.split(jax.random.key(seed), n)
+    eta, psi, w = (np.asarray(v, float) for v in (eta, psi, w))
+    return np.asarray(sample(family, keys, eta, psi, w))
 
 
 def check_masses(y, support, family, eta, psi, w=1.0):
     """Chi-square of draws against the density; rare values pooled."""
     eta, psi, w = (jnp.asarray(v, float) for v in (eta, psi, w))
     mass = np.exp(evaluate(lambda v: family.log_lik(v, eta, psi, w), support))
-    expected = N_DRAWS * mass
+    expected = len(y) * mass
     found = np.array([np.sum(np.abs(y - v) < 1e-9) for v in support])
     common = expected >= 10
-    rest = N_DRAWS - expected[common].sum(), N_DRAWS - found[common].sum()
+    rest = len(y) - expected[common].sum(), len(y) - found[common].sum()
     e = np.append(expected[common], max(rest[0], 1e-9))
     o = np.append(found[common], rest[1])
     keep = e >= 1
@@ -108,17 +135,19 @@ COUNT_CASES = [
 ]
 
 
+@pytest.mark.parametrize("n", N_DRAWS)
 @pytest.mark.parametrize(("family", "eta", "psi"), COUNT_CASES, ids=str)
-def test_draws_of_counts(family, eta, psi):
+def test_draws_of_counts(family, eta, psi, n):
     top = 4 if isinstance(family, Cumulative) else 300
     support = np.arange(0.0 if family.has_zero or top == 4 else 1.0, top)
-    check_masses(draw(family, eta, psi), support, family, eta, psi)
+    check_masses(draw(family, n, eta, psi), support, family, eta, psi)
 
 
+@pytest.mark.parametrize("n", N_DRAWS)
 @pytest.mark.parametrize("family", [Binomial(link="cloglog"), BetaBinomial()], ids=str)
-def test_draws_of_proportions(family):
+def test_draws_of_proportions(family, n):
     psi = [0.9] * family.n_own
-    y = draw(family, [0.2], psi, 12.0)
+    y = draw(family, n, [0.2], psi, 12.0)
     check_masses(y, np.arange(13.0) / 12.0, family, [0.2], psi, 12.0)
 
 
@@ -133,37 +162,39 @@ CONTINUOUS = [
 ]
 
 
+@pytest.mark.parametrize("n", N_DRAWS)
 @pytest.mark.parametrize(
     ("family", "psi", "law"), CONTINUOUS, ids=lambda v: str(v)[:12]
 )
-def test_draws_of_continuous_responses(family, psi, law):
-    y = draw(family, [0.4], psi, 4.0)
+def test_draws_of_continuous_responses(family, psi, law, n):
+    y = draw(family, n, [0.4], psi, 4.0)
     assert stats.kstest(y, law.cdf).pvalue > 1e-4
     at = jnp.array([0.4]), jnp.asarray(psi)
     found = evaluate(lambda y: family.log_lik(y, *at, 4.0), y[:50])
+    mean, variance = moments(family, *at, 4.0)
     power = 4.0 if family.weights_role == "replication" else 1.0
     np.testing.assert_allclose(found, power * law.logpdf(y[:50]), rtol=1e-9, atol=1e-9)
     if law.var() < np.inf and power == 1.0 and not isinstance(family, LogNormal):
-        np.testing.assert_allclose(family.mu(*at), law.mean(), rtol=1e-10)
+        np.testing.assert_allclose(mean, law.mean(), rtol=1e-10)
     if law.var() < np.inf:
-        np.testing.assert_allclose(family.variance(*at, 4.0), law.var(), rtol=1e-10)
+        np.testing.assert_allclose(variance, law.var(), rtol=1e-10)
 
 
-@pytest.mark.slow
-def test_draws_of_tweedie_responses():
+@pytest.mark.parametrize("n", N_DRAWS)
+def test_draws_of_tweedie_responses(n):
     family, eta, psi = Tweedie(), jnp.array([0.4]), jnp.array([0.3, -0.4])
-    y = draw(family, eta, psi, 2.0)
-    zero = np.exp(family.log_lik(0.0, eta, psi, 2.0))
-    assert stats.binomtest(int(np.sum(y == 0)), N_DRAWS, float(zero)).pvalue > 1e-4
-    x = np.linspace(1e-6, 60.0, 60_001)
+    y = draw(family, n, eta, psi, 2.0)
+    x = 60.0 * np.linspace(0.0, 1.0, 6001) ** 2  # closer where the density is large
     density = np.exp(evaluate(lambda v: family.log_lik(v, eta, psi, 2.0), x))
+    zero, density[0] = density[0], density[1]
+    assert stats.binomtest(int(np.sum(y == 0)), n, zero).pvalue > 1e-4
     steps = 0.5 * (density[1:] + density[:-1]) * np.diff(x)
     cdf = np.concatenate([[0.0], np.cumsum(steps)])
     np.testing.assert_allclose(cdf[-1], 1.0 - zero, atol=1e-4)
     law = lambda v: np.interp(v, x, cdf / cdf[-1])
     assert stats.kstest(y[y > 0], law).pvalue > 1e-4
-    mean, variance = family.mu(eta, psi), family.variance(eta, psi, 2.0)
-    np.testing.assert_allclose(np.mean(y), mean, atol=4 * np.sqrt(variance / N_DRAWS))
+    mean, variance = moments(family, eta, psi, 2.0)
+    np.testing.assert_allclose(np.mean(y), mean, atol=4 * np.sqrt(variance / n))
     np.testing.assert_allclose(np.var(y), variance, rtol=0.05)
     np.testing.assert_allclose(family.natural(psi)[1], 1 + special.expit(-0.4))
 

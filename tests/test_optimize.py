@@ -1,5 +1,7 @@
 """Newton and optax loops on functions with known minima."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,14 @@ import jaxglmm as jg
 from jaxglmm.errors import Status
 from jaxglmm.optimize import value_grad_hess
 from jaxglmm.optimize.newton import minimize_newton
+from jaxglmm.optimize.optax_loop import optimizer_by_name
+
+fit = jax.jit(jg.fit, static_argnames="control")
+
+
+@functools.partial(jax.jit, static_argnames="f")
+def newton(f, x, max_iter=50):
+    return minimize_newton(value_grad_hess(f), x, max_iter=max_iter)
 
 
 def rosenbrock(x, frame):
@@ -17,9 +27,7 @@ def rosenbrock(x, frame):
 
 
 def test_rosenbrock():
-    out = jax.jit(lambda x: minimize_newton(value_grad_hess(rosenbrock), x))(
-        jnp.array([-1.2, 1.0])
-    )
+    out = newton(rosenbrock, jnp.array([-1.2, 1.0]))
     assert int(out.status) == Status.CONVERGED
     np.testing.assert_allclose(out.x, [1.0, 1.0], atol=1e-8)
 
@@ -28,37 +36,45 @@ def test_leaves_a_saddle_where_the_gradient_is_zero():
     def double_well(x, frame):
         return (x[0] ** 2 - 1.0) ** 2 + x[1] ** 2
 
-    out = minimize_newton(value_grad_hess(double_well), jnp.zeros(2))
+    out = newton(double_well, jnp.zeros(2))
     assert int(out.status) == Status.CONVERGED
     np.testing.assert_allclose(np.abs(out.x), [1.0, 0.0], atol=1e-8)
 
 
 def test_flat_direction_is_not_identified():
-    out = minimize_newton(
-        value_grad_hess(lambda x, frame: (x[0] + x[1] - 1.0) ** 2), jnp.ones(2)
-    )
+    out = newton(lambda x, frame: (x[0] + x[1] - 1.0) ** 2, jnp.ones(2))
     assert int(out.status) == Status.NOT_IDENTIFIED
 
 
 def test_iteration_limit_and_nan():
-    fn = value_grad_hess(rosenbrock)
-    out = minimize_newton(fn, jnp.array([-1.2, 1.0]), max_iter=3)
+    out = newton(rosenbrock, jnp.array([-1.2, 1.0]), max_iter=3)
     assert int(out.status) == Status.MAX_ITER
     assert int(out.n_iter) == 3
-    undefined = value_grad_hess(lambda x, frame: jnp.log(-1.0 - x @ x))
-    bad = minimize_newton(undefined, jnp.ones(2))
+    bad = newton(lambda x, frame: jnp.log(-1.0 - x @ x), jnp.ones(2))
     assert int(bad.status) == Status.NONFINITE
 
 
-@pytest.mark.parametrize("optimizer", ["lbfgs", "adam", optax.adam(0.03)])
+SLOW_TWIN = pytest.param(optax.adam(0.03), marks=pytest.mark.slow)  # as "adam"
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam", SLOW_TWIN])
 def test_optax_reaches_newtons_optimum(sleep_design, optimizer):
-    newton = jax.jit(jg.fit)(sleep_design)
+    best = fit(sleep_design, control=jg.Control())
     rate = 0.03 if optimizer == "adam" else None
     control = jg.Control(optimizer=optimizer, learning_rate=rate)
-    other = jax.jit(lambda d: jg.fit(d, control=control))(sleep_design)
+    other = fit(sleep_design, control=control)
     assert bool(other.converged)
-    np.testing.assert_allclose(other.objective, newton.objective, atol=1e-6)
-    np.testing.assert_allclose(other.params.theta, newton.params.theta, rtol=1e-3)
+    np.testing.assert_allclose(other.objective, best.objective, atol=1e-6)
+    np.testing.assert_allclose(other.params.theta, best.params.theta, rtol=1e-3)
+
+
+def test_a_name_stands_for_the_transformation():
+    given, named = optax.adam(0.03), optimizer_by_name("adam", 0.03)
+    assert optimizer_by_name(given, None) is given
+    g = jnp.array([0.5, -2.0])
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+        one, other = (t.update(g, t.init(g), g)[0] for t in (given, named))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_unknown_optimizers_are_named(sleep_design):
