@@ -39,7 +39,7 @@ __all__ = ["cache_dir", "clear_cache", "run"]
 
 _MAX_BYTES = 300_000_000
 _QUICK = "xla_cpu_use_fusion_emitters"
-_MANY = 200_000  # numbers in the arguments, from which the code's speed counts more
+_MANY = 20_000  # numbers in the arguments, from which the code's speed counts more
 _programs: dict[Any, Any] = {}
 
 
@@ -89,7 +89,7 @@ def _quick_options() -> dict[str, bool]:
     """Compiler options for short arrays: none where they are unknown or set already.
 
     XLA's older way of generating CPU code takes half the time to compile; what it makes
-    is as fast on short arrays, and up to one and a half times slower on long ones.
+    is as fast on short arrays, and a third slower on long ones.
     """
     chosen = _QUICK in os.environ.get("XLA_FLAGS", "")
     if chosen or jax.default_backend() != "cpu":
