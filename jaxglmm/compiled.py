@@ -85,7 +85,7 @@ def _get(fn, static, args, treedef, shapes, keep):
 
 
 @functools.cache
-def _quick_options() -> dict[str, bool]:
+def _quick_options() -> dict[str, str | bool]:
     """Compiler options for short arrays: none where they are unknown or set already.
 
     XLA's older way of generating CPU code takes half the time to compile; what it makes

@@ -64,7 +64,8 @@ def fit(
         the fit is then the posterior mode, and ``objective`` has the prior in it while
         ``loglik`` has not. For ``method="Laplace"`` and ``"AGQ"``, Laplace by default;
         ``params.sigma`` is 1, theta is on the link scale, and the residual standard
-        deviation of a Gaussian model is exp(psi[0]).
+        deviation of a Gaussian model is exp(psi[0]). It is static, as ``family`` is: a
+        new function compiles anew, and it cannot close over traced values.
     start : Array, (m,), optional
         Starting theta; by default every standard deviation equals sigma in effect.
     control : Control, optional

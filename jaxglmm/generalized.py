@@ -349,10 +349,8 @@ def to_user_units(
     cov = J_inv @ raw.cov @ J_inv.T
     p = beta[0].shape[0]
     objective = raw.objective
-    if reml:  # the volume of beta
-        size = jnp.abs(jnp.diagonal(scales.T[0]))
-        size = jnp.where(scales.aliased[:p] > 0, 1.0, size)
-        objective = objective - 2.0 * jnp.sum(jnp.log(size))
+    if reml:
+        objective = objective - 2.0 * _log_volume(scales)
     ok = _is_ok(raw.status)
     aliased = (
         scales.aliased.sum() > jnp.asarray(spare, dtype=scales.aliased.dtype)
@@ -380,6 +378,12 @@ def to_user_units(
     )  # fmt: skip
 
 
+def _log_volume(scales: Scales) -> Array:
+    """Log of the volume that a unit of the first inner beta has in the user's units."""
+    size = jnp.abs(jnp.diagonal(scales.T[0]))
+    return jnp.sum(jnp.log(jnp.where(scales.aliased[: len(size)] > 0, 1.0, size)))
+
+
 def _is_ok(status: Array) -> Array:
     good = [int(s) for s in Status if s.ok]
     return jnp.any(status == jnp.array(good, status.dtype))
@@ -398,19 +402,24 @@ def log_lik_rows(
     params: Params, design: Design, family: Family, control: Control, how: How
 ) -> Array:
     """Log L at any parameters in the user's units; NaN where no mode was found."""
-    data = user_rows(design, family)
+    data, volume = user_rows(design, family), 0.0
     model = _model(design, family, control, how)
     dtype = data.y.dtype
     beta = tuple(jnp.asarray(c, dtype) for c in (params.beta, *params.others))
+    theta = jnp.asarray(params.theta, dtype) * params.sigma
     psi = jnp.zeros(0, dtype) if params.psi is None else jnp.asarray(params.psi, dtype)
     first = beta[0]
-    if how.reml:
+    if how.reml:  # collinear columns of X would make its determinant zero
+        data, scales = inner_rows(design, family)
+        volume = _log_volume(scales)
+        beta = tuple(T_inv @ c for T_inv, c in zip(scales.T_inv, beta))
+        first, theta = beta[0], scales.maps.theta @ theta
         beta = (first[:0], *beta[1:])
-    x = model.join(Point(beta, jnp.asarray(params.theta, dtype) * params.sigma, psi))
+    x = model.join(Point(beta, theta, psi))
     fixed = constant(data)
     frame = model.first_frame(fixed, lax.stop_gradient(first))
     frame = model.settle(lax.stop_gradient(x), frame, fixed)
-    value = -0.5 * model.objective(x, frame, data)
+    value = volume - 0.5 * model.objective(x, frame, data)
     return jnp.where(frame.left > 1.0, jnp.nan, value)
 
 

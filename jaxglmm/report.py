@@ -273,6 +273,8 @@ def _advice(m: GLMM) -> str:
         return _identification(flat_terms(m))
     if m.status == Status.SEPARATED:
         return separation_advice(m)
+    if m.status == Status.OUTSIDE:
+        return "With the log link (for proportions: logit) there is a mean everywhere."
     if m.is_generalized:
         return "Try another start=, or leave terms out."
     if m.sigma < 1e-5 * np.std(np.asarray(m.design.y)):

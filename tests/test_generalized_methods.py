@@ -96,6 +96,17 @@ def test_pql_is_not_differentiated(cbpp):
 
 
 @pytest.mark.slow
+def test_reml_takes_collinear_columns(cbpp):
+    design = jax.tree.map(jnp.asarray, jg.design(CBPP, cbpp))
+    fit = jax.jit(lambda d: jg.fit(d, "binomial", "REML"))(design)
+    wide = design.replace(X=jnp.column_stack([design.X, 2.0 * design.X[:, 1]]))
+    for d in (design, wide):  # beta is integrated out: any will do
+        params = fit.params.replace(beta=jnp.ones(d.X.shape[1]))
+        loglik = jg.loglik(params, d, "binomial", "REML")
+        np.testing.assert_allclose(loglik, fit.loglik, rtol=1e-10)
+
+
+@pytest.mark.slow
 def test_a_prior_moves_the_mode_to_where_both_slopes_meet(cbpp):
     def prior(p):
         return -0.5 * jnp.sum(p.beta**2) - 0.5 * jnp.sum((p.theta - 1.0) ** 2) / 0.01
