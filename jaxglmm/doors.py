@@ -132,7 +132,8 @@ def glmm(
         A JAX function of :class:`Params` that is added to the log-likelihood; the fit
         is the posterior mode. See :func:`jaxglmm.fit`.
     start : array (m,), optional
-        Starting theta.
+        Starting theta. Without one, Newton's method is started from many where a linear
+        model has at most 40 rows: their likelihood may have several optima.
     control : Control, optional
         Optimizer and its limits.
     missing : {"drop", "raise"}

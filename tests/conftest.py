@@ -4,7 +4,9 @@ Most of the time of a test goes into compiling a program that then runs once, so
 asked for quick compilation and slower code. ``XLA_FLAGS= pytest`` compiles as users do.
 """
 
+import atexit
 import os
+import shutil
 import tempfile
 
 os.environ["JAX_ENABLE_X64"] = "1"
@@ -14,10 +16,9 @@ os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0",
 )
-os.environ.setdefault(
-    "JAXGLMM_CACHE_DIR",
-    os.path.join(tempfile.gettempdir(), f"jaxglmm-tests-{os.getuid()}"),
-)
+if "JAXGLMM_CACHE_DIR" not in os.environ:  # workers find that of their parent
+    os.environ["JAXGLMM_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxglmm-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAXGLMM_CACHE_DIR"], True)
 
 import jax
 import numpy as np

@@ -60,15 +60,16 @@ def effects(rng, k):
     return rng.normal(size=(LEVELS, k)) @ L
 
 
-def linear_data(seed):
-    """A data frame with units of any size; everything follows from the seed."""
-    rng = np.random.default_rng(seed)
+def linear_data(seed, name):
+    """A data frame with units of any size; everything follows from seed and name."""
+    rng = np.random.default_rng([seed, *name.encode()])
     n = int(rng.choice([9, 20, 48]))
     groups, x = draw_groups(rng, n), rng.normal(size=n)
     z = np.column_stack([np.ones(n), x])
     y = z @ rng.normal(size=2) + np.sum(z * effects(rng, 2)[groups["a"]], axis=1)
     y = y + effects(rng, 1)[groups["c"], 0] + effects(rng, 1)[groups["b"] % LEVELS, 0]
     y = y + rng.normal(size=n) * rng.choice([0.1, 1.0, 3.0])
+    y = np.round(y) if rng.uniform() < 0.2 else y  # groups may reproduce it
     units = 10.0 ** rng.uniform(-6, 6, 2)
     weights = rng.uniform(0.3, 3.0, n)
     return pd.DataFrame({"y": y * units[0], "x": x * units[1], "w": weights, **groups})
@@ -130,12 +131,12 @@ def test_linear_models_reach_what_dense_matrices_find(name, n_examples):
 
     @for_seeds(n_examples, n_examples < 10)
     def check(seed):
-        data = linear_data(seed)
+        data = linear_data(seed, name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             try:
                 m = jg.glmm(FORMULAS[name], data, method=method, weights="w")
-            except jg.FormulaError as error:
+            except (jg.FormulaError, jg.DataError) as error:
                 ended.append(str(error))
                 return
         ended.append(m.status)
@@ -147,7 +148,17 @@ def test_linear_models_reach_what_dense_matrices_find(name, n_examples):
         assert float(m.fit.objective) <= best + 1e-6
 
     check()
-    assert np.mean([isinstance(s, Status) and s.ok for s in ended]) > 0.8, ended
+    assert np.mean([isinstance(s, Status) and s.ok for s in ended]) > 0.6, ended
+
+
+@pytest.mark.parametrize("n", [24, 40])
+def test_few_rows_do_not_hide_that_terms_say_the_same(n):
+    rng = np.random.default_rng(0)
+    a, x = np.arange(n) % 8, rng.normal(size=n)
+    y = x + rng.normal(size=8)[a] + rng.normal(size=n)
+    with pytest.warns(ConvergenceWarning, match="not identified"):
+        m = jg.glmm("y ~ x + (1 | a) + (1 | a2)", {"y": y, "x": x, "a": a, "a2": 7 - a})
+    assert m.status == Status.NOT_IDENTIFIED
 
 
 # ---- generalized models against the likelihood around their estimates --------------
@@ -254,8 +265,9 @@ def test_generalized_models_are_at_a_maximum(family, link, formula, n_examples):
             np.testing.assert_allclose(at, m.loglik, rtol=1e-9, atol=1e-7)
             others = around(m, np.random.default_rng(seed))
             found = [float(jg.loglik(p, design, m.family)) for p in others]
+        assert np.mean(np.isfinite(found)) > 0.8
         if m.status != Status.LIMIT:  # which is reached at infinity only
-            assert max(found) <= at + 1e-6
+            assert np.nanmax(found) <= at + 1e-6
             assert float(m.fit.decrement) < 1e-7
 
     check()
