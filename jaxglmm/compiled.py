@@ -88,8 +88,8 @@ def _get(fn, static, args, treedef, shapes, keep):
 def _quick_options() -> dict[str, str | bool]:
     """Compiler options for short arrays: none where they are unknown or set already.
 
-    XLA's older way of generating CPU code takes half the time to compile; what it makes
-    is as fast on short arrays, and a third slower on long ones.
+    XLA's older way of generating CPU code takes half to two thirds of the time to
+    compile; what it makes is as fast on short arrays, and a third slower on long ones.
     """
     chosen = _QUICK in os.environ.get("XLA_FLAGS", "")
     if chosen or jax.default_backend() != "cpu":

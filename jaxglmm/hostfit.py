@@ -137,8 +137,8 @@ def check_gaussian(frame: ModelFrame) -> None:
 def fit_host(arrays: Design, reml: float, start: Any, control: Control) -> Fit:
     """Fit NumPy arrays; ``start`` is theta in the user's units, or None.
 
-    The likelihood of few rows may have several optima. There a fit takes less than a
-    millisecond, and without a start of the user's it is repeated from others.
+    The likelihood of few rows may have several optima, and is quick to fit: without a
+    start of the user's that is repeated from others, by the same program.
     """
     with np.errstate(all="ignore"):
         cp, units = cross_products(arrays, np)

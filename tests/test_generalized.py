@@ -165,28 +165,6 @@ def cbpp():
     return design, jax.jit(lambda d: jg.fit(d, family="binomial"))(design)
 
 
-@pytest.mark.parametrize(
-    ("method", "n_quad"),
-    [("Laplace", None), pytest.param("AGQ", 9, marks=pytest.mark.slow)],
-)
-def test_derivatives_of_the_likelihood(cbpp, method, n_quad):
-    """Gradient and Hessian against central differences."""
-    design, _ = cbpp
-
-    def f(x):
-        params = jg.Params(x[:4], x[4:], jnp.ones(()))
-        return jg.loglik(params, design, "binomial", method, n_quad=n_quad)
-
-    x = jnp.array([-1.2, -0.8, -1.0, -1.4, 0.8])
-    h, eye = 1e-4, np.eye(5)
-    value, grad = jax.jit(f), jax.jit(jax.grad(f))
-    slope = [(value(x + h * e) - value(x - h * e)) / (2 * h) for e in eye]
-    np.testing.assert_allclose(grad(x), slope, rtol=1e-5, atol=1e-6)
-    curve = [(grad(x + h * e) - grad(x - h * e)) / (2 * h) for e in eye]
-    hess = jax.jit(jax.hessian(f))(x)
-    np.testing.assert_allclose(hess, curve, rtol=1e-5, atol=1e-5)
-
-
 def test_one_node_is_laplace(cbpp):
     design, fit = cbpp
     agq = jg.loglik(fit.params, design, "binomial", "AGQ", n_quad=1)
