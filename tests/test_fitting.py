@@ -274,6 +274,18 @@ def test_duplicated_term_is_not_identified(sleepstudy):
     assert not bool(res.converged)
 
 
+def test_two_terms_that_say_the_same_are_not_identified_from_any_start():
+    rng = np.random.default_rng(40)
+    a, x = np.arange(40) % 8, rng.normal(size=40)
+    y = x + rng.normal(size=8)[a] + rng.normal(size=40)
+    data = {"y": y, "x": x, "a": a, "a2": 7 - a}
+    design = jg.design("y ~ x + (1 | a) + (1 | a2)", data)
+    starts = rng.choice([-1, 1], (500, 2)) * 10.0 ** rng.uniform(-1.5, 1.5, (500, 2))
+    fits = jax.jit(jax.vmap(lambda start: fit(design, start=start)))(starts)
+    assert set(np.asarray(fits.status).tolist()) == {int(Status.NOT_IDENTIFIED)}
+    np.testing.assert_allclose(fits.objective, fits.objective[0], atol=1e-7)
+
+
 def test_flat_criterion_is_not_identified(sleepstudy):
     """Fixed effects for every subject leave nothing for a random intercept."""
     design = jg.design("Reaction ~ Subject + (1 | Subject)", sleepstudy)

@@ -46,6 +46,20 @@ def test_flat_direction_is_not_identified():
     assert int(out.status) == Status.NOT_IDENTIFIED
 
 
+@pytest.mark.parametrize("radius", [0.3, 1.0, 5.0])
+def test_no_point_of_a_circle_of_minima_is_identified(radius):
+    """Its curvature along the circle is |g| / radius, never quite zero."""
+
+    def on_a_circle(x, frame):
+        return (jnp.sum(x**2) / radius**2 - 1.0) ** 2
+
+    angle = jnp.linspace(0.1, 6.2, 40)
+    starts = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
+    starts = starts * radius * jnp.linspace(0.1, 3.0, 40)[:, None]
+    out = jax.vmap(lambda x0: newton(on_a_circle, x0))(starts)
+    assert set(np.asarray(out.status).tolist()) == {int(Status.NOT_IDENTIFIED)}
+
+
 def test_iteration_limit_and_nan():
     out = newton(rosenbrock, jnp.array([-1.2, 1.0]), max_iter=3)
     assert int(out.status) == Status.MAX_ITER

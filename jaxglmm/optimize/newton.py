@@ -10,6 +10,13 @@ the step then follows that eigenvector. The half Newton decrement sum g_i^2 / |d
 estimates the distance to the optimum in the objective's own units, whatever the scale
 of the parameters; it decides when to stop.
 
+Where the function is constant along a curve of radius r, as on a circle of parameters
+that mean the same, its curvature along the curve is
+
+    d = |g| / r,                                                                   (2)
+
+zero only where the gradient is. An eigenvalue of that size is no evidence of a minimum.
+
 The function is evaluated at one place in the loop: what it costs to compile is paid
 once. Every trial point is evaluated in the coordinates that ``reframe`` chooses for it,
 so a step, its radius and what follows belong to one set of coordinates. Nothing here
@@ -35,6 +42,7 @@ from jaxglmm.typing import Array
 __all__ = ["Minimum", "curvature_step", "minimize_newton", "stay"]
 
 _FLAT = 1e-10  # eigenvalues below this fraction of the largest count as zero
+_TANGENT = 1e-4  # and up to this one what the gradient that is left explains
 
 
 class Minimum(NamedTuple):
@@ -74,8 +82,11 @@ class _Step(NamedTuple):
     flat: Array
 
 
-def curvature_step(g: Array, H: Array, radius: Array, value: Array) -> _Step:
-    """Step (1) and what it promises; curvature within rounding counts as none."""
+def curvature_step(x: Array, g: Array, H: Array, radius: Array, value: Array) -> _Step:
+    """Step (1) and what it promises; curvature within rounding counts as none.
+
+    For the verdict so does curvature (2), which vanishes with the gradient.
+    """
     d, U = symmetric_eigen(H)
     eps = float(jnp.finfo(g.dtype).eps)
     noise = jnp.maximum(eps**0.45, 100.0 * eps * jnp.abs(value))
@@ -91,13 +102,15 @@ def curvature_step(g: Array, H: Array, radius: Array, value: Array) -> _Step:
     stuck = negative & (jnp.abs(p) < 1e-2 * radius)
     p = jnp.where(stuck, jnp.where(gt > 0, -0.1, 0.1) * radius, p)
     norm = jnp.sqrt(jnp.sum(p**2))
+    bend = 10.0 * jnp.sqrt(jnp.sum(g**2) / jnp.clip(jnp.sum(x**2), 1e-2, 1.0))
+    is_flat = jnp.abs(d) <= jnp.maximum(floor, jnp.minimum(bend, _TANGENT * size))
     p = p * jnp.minimum(1.0, radius / jnp.maximum(norm, jnp.finfo(g.dtype).tiny))
     return _Step(
         p=U @ p,
         decrement=jnp.sum(gt**2 / scale),
         predicted=-(gt @ p + 0.5 * jnp.sum(d * p**2)),
-        min_eigenvalue=jnp.min(d) / size,
-        flat=(U * (d == 0.0)[None].astype(U.dtype)) @ U.T,
+        min_eigenvalue=jnp.min(jnp.where(is_flat, 0.0, d)) / size,
+        flat=(U * is_flat[None].astype(U.dtype)) @ U.T,
     )
 
 
@@ -171,7 +184,7 @@ def minimize_newton(
         trial, frame = reframe(s.trial, s.frame)
         evaluated = fn(trial, frame)
         now, accept, finite = _take(s, trial, frame, evaluated, eps)
-        step = curvature_step(now.grad, now.hess, now.radius, now.value)
+        step = curvature_step(now.x, now.grad, now.hess, now.radius, now.value)
         status = _judge(s, step, accept, finite, start, now.radius, tight, loose)
         n_iter = s.n_iter + 1
         out_of_time = (status < 0) & (n_iter >= max_iter)

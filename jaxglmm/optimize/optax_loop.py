@@ -107,7 +107,7 @@ def minimize_optax(
         last = _run(objective, transform, x, frame, s.n_iter, max_iter, stop)
         x, frame = reframe(last.x, frame)
         value, grad, hess = value_grad_hess(x, frame)
-        at = curvature_step(grad, hess, jnp.asarray(1.0, x.dtype), value)
+        at = curvature_step(x, grad, hess, jnp.asarray(1.0, x.dtype), value)
         status = _judge(at, value, grad, last.n_iter >= max_iter, enough)
         saddle = (status == int(Status.STALLED)) & (at.min_eigenvalue < -1e-6)
         again = saddle & (s.rounds < _ROUNDS - 1)
