@@ -127,6 +127,21 @@ class ModelFrame:
         """Random terms of every linear predictor, in the order of theta."""
         return (*self.terms, *(t for p in self.others for t in p.terms))
 
+    def group_labels(self, *, every: bool = False) -> list[str]:
+        """Name of every term's group; a repeated one gets .1, .2, as in lme4.
+
+        ``every``: also those of further linear predictors, marked with their name.
+        """
+        seen: dict[str, int] = {}
+        out = []
+        for t in self.terms:
+            count = seen.get(t.group_name, 0)
+            out.append(f"{t.group_name}.{count}" if count else t.group_name)
+            seen[t.group_name] = count + 1
+        if every:
+            out += [f"{p.name}: {t.group_name}" for p in self.others for t in p.terms]
+        return out
+
 
 def model_frame(
     formula: str,

@@ -32,6 +32,7 @@ from jaxglmm.inference.rows import (
     row_statistics,
 )
 from jaxglmm.results import Fit
+from jaxglmm.verdict import verdict
 
 if TYPE_CHECKING:
     from jaxglmm.inference.laplace_error import LaplaceError
@@ -264,7 +265,7 @@ class GLMM:
     @property
     def verdict(self) -> str:
         """How the fit ended, in a sentence with the numbers that show it."""
-        return report.verdict(self)
+        return verdict(self)
 
     @property
     def converged(self) -> bool:

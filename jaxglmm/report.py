@@ -12,23 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from jaxglmm.covariance import structure
-from jaxglmm.errors import Status
-from jaxglmm.separation import separating_direction
+from jaxglmm.verdict import at_limit, verdict
 
 if TYPE_CHECKING:
     from jaxglmm.model import GLMM
 
-__all__ = ["Summary", "augment", "glance", "html", "text", "tidy", "varcorr", "verdict"]
-
+__all__ = ["Summary", "augment", "glance", "html", "text", "tidy", "varcorr"]
 
 _NORMAL = ["z value", "Pr(>|z|)"]
-_SIMPLER = {
-    ("nbinom1", "phi"): "the counts are Poisson",
-    ("nbinom2", "theta"): "the counts are Poisson",
-    ("betabinomial", "phi"): "the proportions are binomial",
-    ("student", "nu"): "the response is Gaussian",
-}
 _HOW = {
     "Laplace": "maximum likelihood (Laplace)",
     "AGQ": "maximum likelihood (adaptive Gauss-Hermite quadrature)",
@@ -44,27 +35,11 @@ def has_residual(m: GLMM) -> bool:
     return not m.is_generalized or tuple(m.family.own_names) == ("sigma",)
 
 
-def group_labels(m: GLMM, *, every: bool = False) -> list[str]:
-    """Name of every term's group; a repeated one gets .1, .2, as in lme4.
-
-    ``every``: also those of further linear predictors, marked with their name.
-    """
-    seen: dict[str, int] = {}
-    out = []
-    for t in m.frame.terms:
-        count = seen.get(t.group_name, 0)
-        out.append(f"{t.group_name}.{count}" if count else t.group_name)
-        seen[t.group_name] = count + 1
-    if every:
-        out += [f"{p.name}: {t.group_name}" for p in m.frame.others for t in p.terms]
-    return out
-
-
 def varcorr(m: GLMM) -> pd.DataFrame:
     """Variances and covariances, as lme4's ``as.data.frame(VarCorr(m))``."""
     rows = []
     scale2 = float(m.fit.params.sigma) ** 2
-    for t, group, Lam in zip(m.frame.terms, group_labels(m), m.factors):
+    for t, group, Lam in zip(m.frame.terms, m.frame.group_labels(), m.factors):
         cov = scale2 * (Lam @ Lam.T)
         sd = np.sqrt(np.diagonal(cov))
         names = t.z_names
@@ -169,170 +144,6 @@ def augment(m: GLMM) -> pd.DataFrame:
     return pd.DataFrame(columns, index=m.frame.row_index)
 
 
-# ---- the verdict -------------------------------------------------------------------
-
-
-def verdict(m: GLMM) -> str:
-    """One sentence on how the fit ended, with its evidence."""
-    evidence = (
-        f"Newton decrement {float(m.fit.decrement):.1e}, smallest Hessian eigenvalue "
-        f"{float(m.fit.min_eigenvalue):.1e} of the largest, "
-        f"{int(m.fit.n_iter)} evaluations"
-    )
-    if m.status == Status.CONVERGED:
-        note = ""
-        if m.is_singular:
-            note = " The fit is singular: " + "; ".join(boundary_facts(m)) + "."
-        return f"Converged ({evidence}).{note}"
-    if m.status == Status.LIMIT:
-        return f"Converged at a limit: {'; '.join(limit_facts(m))} ({evidence})."
-    if m.status == Status.BOUNDARY:
-        facts = "; ".join(boundary_facts(m))
-        return f"Converged on the boundary: {facts} ({evidence})."
-    return f"{str(m.status).capitalize()} ({evidence}). {_advice(m)}"
-
-
-def boundary_facts(m: GLMM) -> list[str]:
-    """Which variance or correlation is at its bound, and the proof for each.
-
-    Where a diagonal element of Lambda is zero, half the second derivative of the
-    objective in it is the one-sided derivative in its square, a (conditional) variance
-    over sigma^2: if positive, any larger variance fits worse.
-    """
-    facts = []
-    curvature = 0.5 * np.diagonal(theta_hessian(m))
-    start = 0
-    labels = group_labels(m, every=True)
-    for t, group, Lam in zip(m.frame.all_terms, labels, m.factors):
-        # in units of the covariates, so that theirs do not matter
-        Lam = np.sqrt(np.mean(t.z**2, axis=0))[:, None] * Lam
-        kind = structure(t.structure)
-        n_theta = kind.n_theta(len(t.z_names))
-        for j, name in enumerate(t.z_names):
-            if abs(Lam[j, j]) >= 1e-4 * max(1.0, float(np.linalg.norm(Lam[j]))):
-                continue
-            rest = float(np.linalg.norm(Lam[j, :j]))
-            what = (
-                f"the variance of {name} | {group} is zero"
-                if rest < 1e-4
-                else f"{name} | {group} is a linear function of the effects before it "
-                + ("(a correlation of +-1)" if j == 1 else "(a singular covariance)")
-            )
-            where = _diagonal_position(kind, len(t.z_names), j)
-            if where is not None:
-                slope = curvature[start + where]
-                what += f", and the one-sided derivative there is {slope:.3g} >= 0"
-            facts.append(what)
-        start += n_theta
-    return facts
-
-
-def at_limit(m: GLMM) -> list[str]:
-    """Own parameters, and coefficients of further predictors, that ran to a limit.
-
-    Those in whose direction the likelihood is flat.
-    """
-    if m.status != Status.LIMIT:
-        return []
-    names = [f"{p.name}: {n}" for p in m.frame.others for n in p.X_names]
-    names += [""] * len(m.theta) + list(m.family.own_names)
-    flat = m.flat_parameters[len(m.fixef) :]
-    return [n for n, is_flat in zip(names, flat) if n and is_flat]
-
-
-def limit_facts(m: GLMM) -> list[str]:
-    """What a parameter at its limit makes of the model."""
-    facts = []
-    family = m.family.name.removeprefix("zero-inflated ")
-    for name in at_limit(m):
-        simpler = _SIMPLER.get((family, name), "the likelihood is flat there")
-        facts.append(f"{name} runs to its end; {simpler}")
-    if m.is_singular:
-        facts += boundary_facts(m)
-    return facts or [str(m.status)]
-
-
-def theta_hessian(m: GLMM) -> np.ndarray:
-    """The block of the Hessian that belongs to theta."""
-    hess, n = np.asarray(m.fit.hess), len(m.theta)
-    first = 0
-    if m.is_generalized and m.method != "PQL":
-        first = len(hess) - n - len(m.dispersion)
-    return hess[first : first + n, first : first + n]
-
-
-def _diagonal_position(kind, k: int, j: int) -> int | None:
-    if kind.row is None or kind.column is None:
-        return None
-    pairs = list(zip(kind.row(k), kind.column(k)))
-    return pairs.index((j, j)) if (j, j) in pairs else None
-
-
-def _advice(m: GLMM) -> str:
-    if m.status == Status.NOT_IDENTIFIED:
-        return _identification(flat_terms(m))
-    if m.status == Status.SEPARATED:
-        return separation_advice(m)
-    if m.status == Status.OUTSIDE:
-        return "With the log link (for proportions: logit) there is a mean everywhere."
-    if m.is_generalized:
-        return "Try another start=, or leave terms out."
-    if m.sigma < 1e-5 * np.std(np.asarray(m.design.y)):
-        return (
-            "The residual variance is almost zero: within groups the response hardly "
-            "varies, so the random effects reproduce it. Check how it was recorded."
-        )
-    if m.status == Status.MAX_ITER:
-        return "Give Control(max_iter=...) more evaluations, or another start=."
-    if m.status == Status.NONFINITE:
-        return "Check the response for values that the fixed effects fit exactly."
-    return "Try another start=, and look at the size of the variances."
-
-
-def separation_advice(m: GLMM) -> str:
-    """Which coefficients run away, and what helps."""
-    direction = separating_direction(m.design, m.family)
-    assert direction is not None
-    names = [n for n, d in zip(m.frame.X_names, direction) if abs(d) > 1e-6]
-    return (
-        f"The likelihood rises for ever along {', '.join(names[:6])}"
-        + (" and others" if len(names) > 6 else "")
-        + ": there these covariates foretell every response at the edge of its range. "
-        "Merge categories, drop the covariate, or give priors=, for instance "
-        "lambda p: -0.5 * jnp.sum((p.beta / 2.5) ** 2)."
-    )
-
-
-def flat_terms(m: GLMM) -> list[str]:
-    """Terms whose theta the criterion does not depend on, alone or together.
-
-    They have a part in the null space of the Hessian, scaled to a unit diagonal.
-    """
-    H = theta_hessian(m)
-    size = np.sqrt(np.maximum(np.diagonal(H), 0.0))
-    size[size <= 1e-6 * np.max(size, initial=0.0)] = np.max(size, initial=1.0)
-    values, vectors = np.linalg.eigh(H / np.outer(size, size))
-    part = np.sum(vectors[:, np.abs(values) < 1e-7] ** 2, axis=1)
-    out, start = [], 0
-    for t in m.frame.all_terms:
-        stop = start + structure(t.structure).n_theta(len(t.z_names))
-        if np.any(part[start:stop] > 0.05):
-            out.append(t.text)
-        start = stop
-    return out
-
-
-def _identification(terms: list[str]) -> str:
-    if len(terms) == 1:
-        return (
-            f"The data do not determine {terms[0]}: drop it or simplify it. The fixed "
-            "effects may hold its levels already, or a slope hardly vary within groups."
-        )
-    if terms:
-        return f"The data do not tell these terms apart: {', '.join(terms)}. Drop one."
-    return "Look for terms that say the same, or a slope that hardly varies in groups."
-
-
 # ---- text --------------------------------------------------------------------------
 
 
@@ -376,7 +187,7 @@ def _table(rows: list[list[str]], left: int) -> list[str]:
 def _random_rows(m: GLMM) -> list[list[str]]:
     blocks = []
     width = max(len(t.z_names) for t in m.frame.all_terms)
-    labels = [g for g in group_labels(m, every=True)]
+    labels = m.frame.group_labels(every=True)
     scale2 = float(m.fit.params.sigma) ** 2
     for t, group, Lam in zip(m.frame.all_terms, labels, m.factors):
         cov = scale2 * (Lam @ Lam.T)

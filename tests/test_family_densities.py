@@ -269,6 +269,15 @@ def test_finite_far_out(name, dtype):
             assert np.isfinite(part).all(), link
 
 
+def test_many_categories_are_finite_far_out():
+    """Cloglog, whose masses are exponentials of exponentials."""
+    family = Cumulative(n_categories=5, link="cloglog")
+    y, eta, psi = grid(np.arange(5.0), FAR, [-5.0, 0.0, 5.0])
+    x = np.column_stack([eta, psi, psi, psi, psi])
+    for part in derivatives(family, y, np.ones_like(y), x):
+        assert np.isfinite(part).all()
+
+
 @pytest.mark.parametrize("name", family_names())
 def test_weight_zero_drops_the_row_whatever_y(name):
     family = by_label(name)

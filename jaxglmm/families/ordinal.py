@@ -32,6 +32,7 @@ from jaxglmm.families.base import Family, check_link
 from jaxglmm.families.checks import check_support
 from jaxglmm.families.links import LINKS
 from jaxglmm.families.special import (
+    exp_limit,
     log1mexp,
     log1mexp_exp,
     log_ndtr,
@@ -161,7 +162,7 @@ def _log_between(link: str, a: Array, b: Array, log_d: Array) -> Array:
         return -softplus(-b) - softplus(a) + log1mexp_exp(log_d)
     if link == "cloglog":
         grown = safe_exp(log_d) + log1mexp_exp(log_d)  # log(exp(d) - 1)
-        return log1mexp_exp(a + grown) - safe_exp(a)
+        return log1mexp_exp(a + grown) - safe_exp(a, exp_limit(a) - 25.0)
     if link == "cauchit":
         return jnp.log(jnp.atan2(safe_exp(log_d), 1.0 + a * b)) - math.log(math.pi)
     flip = a + b > 0  # by symmetry, on the side where both tails are small
