@@ -413,7 +413,9 @@ def log_lik_rows(
         data, scales = inner_rows(design, family)
         volume = _log_volume(scales)
         beta = tuple(T_inv @ c for T_inv, c in zip(scales.T_inv, beta))
-        first, theta = beta[0], scales.maps.theta @ theta
+        theta = scales.maps.theta @ theta
+        # the user's beta has no influence, so its mode is sought from a better one
+        first = first_point(model, data, scales, None).beta[0]
         beta = (first[:0], *beta[1:])
     x = model.join(Point(beta, theta, psi))
     fixed = constant(data)

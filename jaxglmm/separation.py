@@ -8,8 +8,9 @@ a direction d (p,) with
     x_i'd = 0 for all others,                                                       (1)
 
 the likelihood rises along it for ever (Albert and Anderson 1984), random effects or
-not. Whether there is one is a linear program; it is asked only of fits that ended flat
-or far out.
+not. In a cumulative model d has the thresholds behind it, and the mass of a category
+rises as its own move away from x_i'd (McCullagh 1980). Whether there is such a d is a
+linear program; it is asked only of fits that ended flat or far out.
 
 References: Albert and Anderson (1984), Biometrika 71(1), doi:10.1093/biomet/71.1.1;
 Konis (2007), Linear programming algorithms for detecting separated data, Oxford.
@@ -23,7 +24,7 @@ import numpy as np
 
 from jaxglmm.designs import Design
 from jaxglmm.errors import Status
-from jaxglmm.families import Family
+from jaxglmm.families import Cumulative, Family, WithDispersion, ZeroInflated
 from jaxglmm.results import Fit
 
 __all__ = ["mark_separation", "separating_direction"]
@@ -31,36 +32,63 @@ __all__ = ["mark_separation", "separating_direction"]
 _FAR = 12.0  # linear predictors beyond this raise the question: a chance of 6e-6
 
 
-def edges(family: Family, y: np.ndarray) -> np.ndarray:
-    """Side of every response: -1 at the lower edge, 1 at the upper, 0 inside."""
-    lower = y == 0
-    if family.support == "proportion" and family.link != "log":
-        return np.where(lower, -1.0, np.where(y == 1, 1.0, 0.0))
-    if (
-        family.support in ("count", "nonnegative", "proportion")
-        and family.link == "log"
-    ):
-        return np.where(lower, -1.0, 0.0)
-    return np.zeros(len(y))
-
-
 def separating_direction(design: Design, family: Family) -> np.ndarray | None:
-    """A direction (1) in the units of beta, (p,), or None."""
-    if family.n_eta > 1 or design.X.shape[1] == 0:
+    """A direction (1) in the units of beta, and of thresholds behind it, or None."""
+    if design.X.shape[1] == 0:
         return None
-    from scipy.optimize import linprog
-
     w = design.weights
     used = np.ones(design.n_obs, bool) if w is None else np.asarray(w) > 0
-    X = np.asarray(design.X, float)[used]
-    side = edges(family, np.asarray(design.y)[used])
-    if not side.any():
-        return None
-    size = np.sqrt(np.mean(X**2, axis=0))
-    X = np.unique(np.column_stack([X / np.where(size > 0, size, 1.0), side]), axis=0)
-    X, side = X[:, :-1], X[:, -1]
-    at_edge, inside = side[:, None] * X, X[side == 0]
-    at_edge = at_edge[side != 0]
+    X, y = np.asarray(design.X, float)[used], np.asarray(design.y)[used]
+    if isinstance(family, Cumulative):
+        at_edge, inside = _between_thresholds(X, y, family.n_own)
+    else:
+        at_edge, inside = _at_edges(X, y, family)
+    return _direction(at_edge, inside) if len(at_edge) else None
+
+
+def _at_edges(X: np.ndarray, y: np.ndarray, family: Family):
+    """Rows s_i x_i of responses at an edge, and x_i of those inside."""
+    hurdle = False
+    while isinstance(family, ZeroInflated | WithDispersion):
+        hurdle = hurdle or (
+            isinstance(family, ZeroInflated) and not family.base.has_zero
+        )
+        family = family.base
+    if hurdle:  # its zeros say nothing of the mean
+        X, y = X[y != 0], y[y != 0]
+    side = np.zeros(len(y))
+    kinds = ("count", "positive count", "nonnegative", "proportion")
+    if family.support == "proportion" and family.link != "log":
+        side[y == 1] = 1.0
+    elif family.support not in kinds or family.link != "log":
+        return X[:0], X
+    side[y == (1 if family.support == "positive count" else 0)] = -1.0
+    return side[side != 0][:, None] * X[side != 0], X[side == 0]
+
+
+def _between_thresholds(X: np.ndarray, y: np.ndarray, n_own: int):
+    """Category k lies between thresholds: above the one before, below its own.
+
+    Along (d, t) its mass rises if t_k >= x_i'd and t_{k-1} <= x_i'd.
+    """
+    tau = np.eye(n_own)
+    k = y.astype(int)
+    below, above = k < n_own, k > 0
+    parts = [
+        np.hstack([-X[below], tau[k[below]]]),
+        np.hstack([X[above], -tau[k[above] - 1]]),
+    ]
+    return np.concatenate(parts), np.zeros((0, X.shape[1] + n_own))
+
+
+def _direction(at_edge: np.ndarray, inside: np.ndarray) -> np.ndarray | None:
+    """Solve (1), columns in units of their size."""
+    from scipy.optimize import linprog
+
+    size = np.sqrt(np.mean(np.concatenate([at_edge, inside]) ** 2, axis=0))
+    size = np.where(size > 0, size, 1.0)
+    at_edge = np.unique(at_edge / size, axis=0)
+    inside = np.unique(inside / size, axis=0)
     found = linprog(
         -at_edge.sum(axis=0),
         A_ub=-at_edge,
@@ -77,15 +105,14 @@ def separating_direction(design: Design, family: Family) -> np.ndarray | None:
     off = np.max(np.abs(inside @ d), initial=0.0)
     if np.max(gains) < 1e-4 or np.min(gains) < -1e-6 or off > 1e-6:
         return None
-    return np.where(np.abs(d) > 1e-6, d, 0.0)
+    return np.where(np.abs(d) > 1e-6, d, 0.0) / size
 
 
 def mark_separation(fit: Fit, design: Design, family: Family) -> Fit:
     """The fit, called separated where it ended flat or far out because of that."""
     if Status(int(fit.status)).ok:
         far = np.max(np.abs(design.X @ np.asarray(fit.params.beta)), initial=0.0)
-        side = edges(family, np.asarray(design.y))
-        if not side.any() or far < _FAR:
+        if far < _FAR:
             return fit
     if np.isnan(fit.loglik) and Status(int(fit.status)).ok:
         return fit

@@ -102,6 +102,8 @@ def limit_facts(m: GLMM) -> list[str]:
     family = m.family.name.removeprefix("zero-inflated ")
     for name in at_limit(m):
         simpler = _SIMPLER.get((family, name), "the likelihood is flat there")
+        if name == "zi: (Intercept)" and m.fixef_zi.iloc[0] < 0:
+            simpler = "no zero is beyond what the rest of the model expects"
         facts.append(f"{name} runs to its end; {simpler}")
     if m.is_singular:
         facts += boundary_facts(m)
@@ -149,7 +151,7 @@ def separation_advice(m: GLMM) -> str:
     """Which coefficients run away, and what helps."""
     direction = separating_direction(m.design, m.family)
     assert direction is not None
-    names = [n for n, d in zip(m.frame.X_names, direction) if abs(d) > 1e-6]
+    names = [n for n, d in zip(m.frame.X_names, direction) if d != 0.0]
     return (
         f"The likelihood rises for ever along {', '.join(names[:6])}"
         + (" and others" if len(names) > 6 else "")

@@ -49,6 +49,18 @@ def fitted(request):
     return case, jg.glmm(case["formula"], data, **options, **arguments(case))
 
 
+def in_our_order(case, model):
+    """The reference's random terms: glmmTMB keeps them as written, we sort as lme4."""
+    ours = [t.group_name for t in model.frame.all_terms]
+
+    def place(term):
+        group = term["group"]
+        at = ours.index(group) if group in ours else len(ours)
+        return term.get("component") == "zi", at
+
+    return sorted(case["varcorr"], key=place)
+
+
 def reference_params(case, model):
     """The reference's parameters as ours."""
     sigma = case["sigma"] if model.method == "ML" else 1.0
@@ -56,7 +68,7 @@ def reference_params(case, model):
         theta = np.array(case["theta"], float)
     else:
         parts = []
-        for term in case["varcorr"]:
+        for term in in_our_order(case, model):
             factor = np.linalg.cholesky(np.array(term["cov"], float)) / sigma
             if term.get("structure") == "diag":
                 parts.append(np.diagonal(factor))
@@ -111,7 +123,7 @@ def test_agrees_with_the_reference(fitted):
     assert np.all(np.abs(model.fixef.to_numpy() - beta) < 0.01 * se)
     np.testing.assert_allclose(model.se, se, rtol=1e-3)
     np.testing.assert_allclose(model.aic, case["AIC"], rtol=1e-7, atol=1e-4)
-    sd = [s for term in case["varcorr"] for s in term["sd"]]
+    sd = [s for term in in_our_order(case, model) for s in term["sd"]]
     ours = np.concatenate(
         [
             model.sigma * np.sqrt(np.diagonal(Lam @ Lam.T))

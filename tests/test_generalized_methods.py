@@ -3,14 +3,25 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.optimize import minimize_scalar
 
 import jaxglmm as jg
 from jaxglmm.errors import ConvergenceWarning, Status
-from jaxglmm.families import Gaussian
+from jaxglmm.families import (
+    Binomial,
+    Cumulative,
+    Gaussian,
+    NegativeBinomial,
+    Poisson,
+    TruncatedNegativeBinomial,
+    WithDispersion,
+    ZeroInflated,
+)
 from jaxglmm.fitting import as_float
 from jaxglmm.generalized import How, fit_rows
+from jaxglmm.separation import separating_direction
 
 CBPP = "cbind(incidence, size - incidence) ~ period + (1 | herd)"
 
@@ -96,9 +107,16 @@ def test_pql_is_not_differentiated(cbpp):
 
 
 @pytest.mark.slow
-def test_reml_takes_collinear_columns(cbpp):
+def test_reml_agrees_with_glmmtmb_and_takes_collinear_columns(cbpp):
     design = jax.tree.map(jnp.asarray, jg.design(CBPP, cbpp))
     fit = jax.jit(lambda d: jg.fit(d, "binomial", "REML"))(design)
+    # glmmTMB 1.1.5, REML = TRUE
+    np.testing.assert_allclose(fit.loglik, -93.1990671011, rtol=1e-10)
+    beta = [-1.367015193903, -0.969348289063, -1.104454124221, -1.551886271604]
+    np.testing.assert_allclose(fit.params.beta, beta, rtol=1e-7)
+    se = [0.237639734584, 0.305501768459, 0.325478728625, 0.426486818740]
+    np.testing.assert_allclose(np.sqrt(np.diagonal(fit.vcov_beta)), se, rtol=1e-5)
+    np.testing.assert_allclose(fit.params.theta, 0.681867278634, rtol=1e-6)
     wide = design.replace(X=jnp.column_stack([design.X, 2.0 * design.X[:, 1]]))
     for d in (design, wide):  # beta is integrated out: any will do
         params = fit.params.replace(beta=jnp.ones(d.X.shape[1]))
@@ -145,6 +163,67 @@ def test_separation_is_named(groups):
         m = jg.glmm("y ~ x + f + (1 | g)", {**data, "y": y}, family="binomial")
     assert m.status == Status.SEPARATED
     assert not m.converged
+
+
+ONES = np.arange(40) % 2  # the covariate, 20 rows each
+COUNTS = np.tile([1.0, 2.0, 3.0, 5.0], 10)
+HURDLE = ZeroInflated(TruncatedNegativeBinomial())
+
+
+@pytest.mark.parametrize(
+    ("family", "where_one", "where_zero"),
+    [
+        (Poisson(), COUNTS, 0.0 * COUNTS),
+        (ZeroInflated(Poisson()), COUNTS, 0.0 * COUNTS),
+        (WithDispersion(NegativeBinomial()), COUNTS, 0.0 * COUNTS),
+        (TruncatedNegativeBinomial(), COUNTS, 1.0 + 0.0 * COUNTS),
+        (HURDLE, COUNTS * (np.arange(40) % 3 > 0), 1.0 * (np.arange(40) % 3 > 0)),
+        (Binomial(), 0.0 * COUNTS + 1.0, COUNTS > 2.0),
+        (Binomial(link="log"), COUNTS > 2.0, 0.0 * COUNTS),
+        (Cumulative(n_categories=3), 0.0 * COUNTS + 2.0, 1.0 * (COUNTS > 2.0)),
+        (Cumulative(n_categories=3), 1.0 * (COUNTS > 2.0), 0.0 * COUNTS + 2.0),
+    ],
+)
+def test_separating_directions(family, where_one, where_zero):
+    """Of responses that one value of x foretells; none where both have both."""
+    y = np.where(ONES == 1, where_one, where_zero).astype(float)
+    X = np.column_stack([np.ones(40), ONES])
+    X = X[:, 1:] if isinstance(family, Cumulative) else X
+
+    def design(y):
+        return jg.Design(y, X, (jg.Term(np.ones((40, 1)), np.arange(40) // 4),))
+
+    found = separating_direction(design(y), family)
+    assert found is not None
+    assert abs(found[X.shape[1] - 1]) > 1e-3  # the coefficient of x
+    mixed = np.random.default_rng(0).permutation(y)
+    assert separating_direction(design(mixed), family) is None
+
+
+@pytest.mark.slow
+def test_separation_with_two_predictors_and_of_categories(groups):
+    data, eta = groups
+    c = data["f"] == "c"
+    y = np.where(c, 0, poisson_counts(groups)["y"])
+    with pytest.warns(ConvergenceWarning, match="rises for ever along fc"):
+        m = jg.glmm("y ~ f + (1 | g)", {**data, "y": y}, family="poisson", zi="~ 1")
+    assert m.status == Status.SEPARATED
+    y = pd.Categorical(np.where(c, 2, (eta > 0).astype(int)), ordered=True)
+    table = pd.DataFrame({**data, "y": y})
+    with pytest.warns(ConvergenceWarning, match="rises for ever along fc"):
+        m = jg.glmm("y ~ f + (1 | g)", table, family="cumulative")
+    assert m.status == Status.SEPARATED
+
+
+@pytest.mark.slow
+def test_zeros_that_are_not_inflated_are_a_limit(groups):
+    data = poisson_counts(groups)
+    m = jg.glmm("y ~ x + (1 | g)", data, family="poisson", zi="~ 1")
+    assert m.status == Status.LIMIT
+    assert "no zero is beyond what the rest of the model expects" in m.verdict
+    plain = jg.glmm("y ~ x + (1 | g)", data, family="poisson")
+    np.testing.assert_allclose(m.loglik, plain.loglik, atol=1e-6)
+    np.testing.assert_allclose(m.fixef, plain.fixef, atol=1e-6)
 
 
 def poisson_counts(groups):
