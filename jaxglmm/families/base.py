@@ -121,7 +121,7 @@ class Family:
         return w * self._log_h(y)
 
     def _log_f(self, y: Array, eta: Array, psi: Array) -> Array:
-        raise NotImplementedError
+        raise self._lacks("a log density", "log_density=")
 
     def _log_h(self, y: Array) -> Array:
         return jnp.zeros_like(y)

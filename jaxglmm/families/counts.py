@@ -23,6 +23,7 @@ Stat. Theory Methods 21(1), doi:10.1080/03610929208830766.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import jax
@@ -180,18 +181,18 @@ class NegativeBinomial(_NegativeBinomial):
         return _nbinom_draw(key, *self._logs(eta, psi))
 
 
-class _Truncated(_Count):
+class _Truncated(_Count, ABC):
     """Counts given that they are above zero."""
 
     support = "positive count"
 
+    @abstractmethod
     def _log_positive_mass(self, eta: Array, psi: Array) -> Array:
         """Return log P(y > 0) before truncation."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _log_excess_of(self, eta: Array, psi: Array) -> Array:
         """log(Var / mu) before truncation."""
-        raise NotImplementedError
 
     def mu(self, eta, psi):
         """Mean of the positive counts, mu / P(y > 0), ()."""
