@@ -67,7 +67,8 @@ def fit(
         deviation of a Gaussian model is exp(psi[0]). It is static, as ``family`` is: a
         new function compiles anew, and it cannot close over traced values.
     start : Array, (m,), optional
-        Starting theta; by default every standard deviation equals sigma in effect.
+        Starting theta; by default by the method of moments for linear models, else
+        every standard deviation equals sigma in effect.
     control : Control, optional
         Optimizer and its limits.
 
@@ -118,7 +119,7 @@ def fit(
 @functools.partial(jax.jit, static_argnums=3)
 def _fit_linear(design: Design, reml, start, control: Control) -> Fit:
     cp, units = cross_products(design)
-    theta0 = start_theta(design.layout, units, start, design.y.dtype)
+    theta0 = start_theta(cp, design.layout, units, start)
     raw = estimate(cp, design.layout, reml, theta0, control)
     return to_user_units(raw, units)
 

@@ -142,7 +142,7 @@ def fit_host(arrays: Design, reml: float, start: Any, control: Control) -> Fit:
     """
     with np.errstate(all="ignore"):
         cp, units = cross_products(arrays, np)
-        theta0 = moment_start(cp, arrays.layout)
+        theta0 = moment_start(cp, arrays.layout, np)
     _check_residuals(arrays, float(units.s) if cp.gram[-1, -1] > 0 else 0.0)
     if start is not None:
         theta0 = units.maps.theta @ _given_start(start, arrays.n_theta)

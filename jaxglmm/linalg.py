@@ -219,26 +219,40 @@ def _rounds(m: int) -> tuple[tuple[tuple[int, int], ...], ...]:
     return tuple(rounds)
 
 
-def symmetric_eigen(H: Array) -> tuple[Array, Array]:
+def symmetric_eigen(H: Array, basis: Array) -> tuple[Array, Array]:
     """Eigenvalues (m,) and eigenvectors (m, m) in columns, by cyclic Jacobi rotations.
 
     Each round rotates m // 2 disjoint pairs at once by one orthogonal matrix, so the
-    loop holds no LAPACK call and maps over lanes. Not sorted.
+    loop holds no LAPACK call and maps over lanes. Sweeps go on until what is off the
+    diagonal is rounding: about four from the identity, one or two from the
+    eigenvectors of a matrix nearby.
+
+    Parameters
+    ----------
+    H : Array, (m, m)
+        Symmetric.
+    basis : Array, (m, m)
+        Orthogonal matrix to start from, the identity or known eigenvectors.
+
+    Returns
+    -------
+    values : Array, (m,)
+        Not sorted.
+    vectors : Array, (m, m)
     """
     m = H.shape[0]
     if m == 1:
         return H[0], jnp.ones_like(H)
-    partner = jnp.array([_partners(m, r) for r in _rounds(m)])
-    lower = jnp.array(
-        [[a > b for a, b in enumerate(_partners(m, r))] for r in _rounds(m)]
-    )
+    rounds = [_partners(m, r) for r in _rounds(m)]
+    partner = jnp.array(rounds)
+    lower = jnp.array([[a > b for a, b in enumerate(p)] for p in rounds])
     index = jnp.arange(m)
-    n_sweeps = 5 if m <= 3 else 8 + m // 2
+    n_sweeps = 8 + m // 2
+    rounding = 16.0 * float(jnp.finfo(H.dtype).eps)
 
     def rotate(i, carry):
         A, U = carry
-        p = partner[i % len(_rounds(m))]
-        is_lower = lower[i % len(_rounds(m))]
+        p, is_lower = partner[i], lower[i]
         diag = jnp.diagonal(A)
         off = jnp.where(p == index, 0.0, A[index, p])
         delta = jnp.where(is_lower, diag - diag[p], diag[p] - diag)
@@ -255,9 +269,19 @@ def symmetric_eigen(H: Array) -> tuple[Array, Array]:
         U = U * c[None, :] - U[:, p] * s[None, :]
         return A, U
 
-    A, U = lax.fori_loop(
-        0, n_sweeps * len(_rounds(m)), rotate, (H, jnp.eye(m, dtype=H.dtype))
-    )
+    def sweep(carry):
+        count, A, U = carry
+        A, U = lax.fori_loop(0, len(rounds), rotate, (A, U), unroll=m <= _UNROLL)
+        return count + 1, A, U
+
+    def is_unfinished(carry):
+        count, A, _ = carry
+        size = jnp.abs(A)
+        off = jnp.where(index[:, None] == index, 0.0, size)
+        return (count < n_sweeps) & (jnp.max(off) > rounding * jnp.max(size))
+
+    start = (jnp.zeros((), jnp.int32), basis.T @ H @ basis, basis)
+    _, A, U = lax.while_loop(is_unfinished, sweep, start)
     return jnp.diagonal(A), U
 
 

@@ -30,7 +30,7 @@ from jaxglmm.lmm import profile, profiled_objective
 from jaxglmm.optimize import Minimum
 from jaxglmm.plan import Layout
 from jaxglmm.results import Fit, Params
-from jaxglmm.starts import default_start
+from jaxglmm.starts import moment_start
 from jaxglmm.typing import Array
 
 __all__ = [
@@ -99,15 +99,15 @@ class Raw(NamedTuple):
     is_singular: Array
 
 
-def start_theta(layout: Layout, units: Units, start, dtype) -> Array:
+def start_theta(cp: CrossProducts, layout: Layout, units: Units, start) -> Array:
     """Starting theta in inner units."""
     if start is not None:
-        given = jnp.asarray(start, dtype)
+        given = jnp.asarray(start, cp.gram.dtype)
         m = units.maps.theta.shape[0]
         if given.shape != (m,):
             raise ValueError(f"start must have shape ({m},); found {given.shape}")
         return jnp.clip(units.maps.theta @ given, -_FARTHEST, _FARTHEST)
-    return jnp.asarray(default_start(layout), dtype)
+    return moment_start(cp, layout, jnp)
 
 
 def estimate(

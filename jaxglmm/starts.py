@@ -1,31 +1,51 @@
-"""Starting values by the method of moments, on the host.
+"""Starting values by the method of moments.
 
-Every effect c (a column of z with its grouping factor) has the quadratic form
-B_c = sum_j (z_cj' W y)^2 / z_cj' W z_cj over its levels. With y the least-squares
-residuals, and covariances between effects left aside,
+V = R + sum_i q_i V_i is linear in the entries q of the covariances Q: V_i is
+Z_a Z_b' (+ its transpose) for two effects a, b of one term, Z_a (n, J) the column a by
+level. With P the residual projection of X in the metric W, quadratic forms of y have
 
-    E B_c = sum_d M_cd v_d + J_c v_e,    M_cd = sum_jl (z_cj' W z_dl)^2 / z_cj' W z_cj
-    E y'Wy = sum_d tr(Z_d' W Z_d) v_d + n v_e
+    E y'P V_i P y = sum_k A_ik psi_k + t_i phi,      A_ik = tr(P V_i P V_k)
+    E y'P y       = sum_k t_k psi_k + phi dof,       t_i = tr(P V_i),              (1)
 
-a linear system for the variances v (Henderson's method 1). All its sums are squares of
-cross-products at hand. theta starts at sqrt(v_d / v_e), kept away from zero, where the
-criterion is stationary.
+a linear system for psi = phi q and the residual variance phi: the norm quadratic
+estimator at q = 0 (MINQUE). On balanced data it is the REML estimate wherever that is
+inside, and elsewhere near enough for Newton to need a few steps. Where phi is known the
+first line is enough. X is whitened, so with S = Z'WZ and C = Z'WX / sqrt(n)
 
-References: Henderson (1953), Biometrics 9(2), doi:10.2307/3001853.
+    Z'PZ = S - C C',     tr(P V_i P V_k) = sum of products of its entries,         (2)
+
+all from cross-products at hand: nothing is as large as a dense q x q matrix unless the
+plan has it so. theta starts at the Cholesky factor of Q, variances kept away from zero,
+where the criterion is stationary, and correlations from +-1.
+
+The same code runs on NumPy and on JAX arrays.
+
+References: Rao (1971), J. Multivariate Anal. 1(3), doi:10.1016/0047-259X(71)90001-7.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxglmm.covariance import structure
 from jaxglmm.crossproducts import CrossProducts
+from jaxglmm.linalg import spd_inverse
 from jaxglmm.plan import Layout
 from jaxglmm.rowsums import SparseTail
+from jaxglmm.typing import Array
 
 __all__ = ["default_start", "moment_start"]
 
-_RANGE = (0.1, 10.0)  # of a starting relative standard deviation, in inner units
+_RANGE = (0.1, 100.0)  # of a starting relative standard deviation, in inner units
+_CORRELATION = 0.9  # the largest at a start
+_RIDGE = 1e-9  # relative; keeps confounded variances apart
+_MOST_EFFECTS = 8  # of one grouping factor; with more the default start is good enough
 
 
 def default_start(layout: Layout) -> np.ndarray:
@@ -34,54 +54,162 @@ def default_start(layout: Layout) -> np.ndarray:
     return np.concatenate([np.asarray(t, float) for t in per_term])
 
 
-def moment_start(cp: CrossProducts, layout: Layout) -> np.ndarray:
-    """Starting theta (m,) in inner units; other structures start at their default."""
-    sd = _relative_sd(cp, layout)
-    parts = []
-    for t, (k, name) in enumerate(zip(layout.term_k, layout.structures)):
-        kind = structure(name)
-        start = np.asarray(kind.start(k), float)
-        if name in ("full", "diag"):
-            start = start * sd[t][np.array(kind.row(k))]  # type: ignore[misc]
-        elif name == "scalar":
-            start = start * np.mean(sd[t])
-        parts.append(start)
-    return np.concatenate(parts)
+def moment_start(
+    cp: CrossProducts, layout: Layout, xp: ModuleType, sigma2: Array | None = None
+) -> Array:
+    """Starting theta (m,) in inner units.
+
+    ``sigma2`` () where it is known. Terms of other structures than full, diag and
+    scalar start at their default.
+    """
+    usual = default_start(layout)
+    if max(b.k for b in layout.blocks) > _MOST_EFFECTS:
+        return xp.asarray(usual, cp.gram.dtype)
+    if xp is jnp:
+        cp = jax.tree.map(lax.stop_gradient, cp)
+    theta = _theta(_relative_covariances(cp, layout, xp, sigma2), layout, xp)
+    return xp.where(xp.all(xp.isfinite(theta)), theta, xp.asarray(usual, theta.dtype))
 
 
-def _relative_sd(cp: CrossProducts, layout: Layout) -> list[np.ndarray]:
-    """Moment estimates of sd / sigma for the effects of every term."""
-    size = sum(b.k for b in layout.blocks)
-    first = np.cumsum([0, *(b.k for b in layout.blocks)])
-    diag = [_diagonals(cp, layout, f) for f in range(len(layout.blocks))]  # (K, J)
-    M = np.zeros((size + 1, size + 1))
-    B = np.zeros(size + 1)
-    for f in range(len(layout.blocks)):
-        rows = slice(first[f], first[f + 1])
-        inverse = np.divide(1.0, diag[f], where=diag[f] > 0, out=np.zeros_like(diag[f]))
-        B[rows] = np.sum(_with_y(cp, layout, f) ** 2 * inverse, axis=1)
-        M[rows, size] = np.sum(diag[f] > 0, axis=1)
-        M[size, rows] = np.sum(diag[f], axis=1)
-        for g in range(f, len(layout.blocks)):
-            columns = slice(first[g], first[g + 1])
-            by_f, by_g = _squares(cp, layout, f, g)  # (Kf, Kg, Jf), (Kf, Kg, Jg)
-            M[rows, columns] = np.einsum("abj,aj->ab", by_f, inverse)
-            other = np.divide(
-                1.0, diag[g], where=diag[g] > 0, out=np.zeros_like(diag[g])
-            )
-            M[columns, rows] = np.einsum("abj,bj->ba", by_g, other)
-    B[size], M[size, size] = cp.gram[-1, -1], float(cp.n)
-    v = np.linalg.lstsq(M, B, rcond=1e-10)[0]
-    floor = 1e-3 * max(float(v[size]), 1e-3 * B[size] / max(float(cp.n), 1.0))
-    sd = np.sqrt(np.maximum(v[:size], 0.0) / max(float(v[size]), floor, 1e-300))
-    sd = np.clip(np.nan_to_num(sd, nan=1.0), *_RANGE)
-    out: dict[int, np.ndarray] = {}
-    for f, block in enumerate(layout.blocks):
-        at = first[f]
+# ---- the linear system -------------------------------------------------------------
+
+
+class _Index(NamedTuple):
+    """The V_i of every block, and where psi stands in the covariances.
+
+    ``pairs[f]``: effects a, b (m,) of block f. ``weight`` (m,): two for different
+    effects. ``gather`` (r, m) adds those that share a parameter. ``place[t]`` (k, k):
+    the parameter of each entry of Q, r for none.
+    """
+
+    pairs: tuple[tuple[np.ndarray, np.ndarray], ...]
+    weight: np.ndarray
+    gather: np.ndarray
+    place: tuple[np.ndarray, ...]
+
+
+def _index(layout: Layout) -> _Index:
+    pairs, owner, place = [], [], {}
+    n_parameters = 0
+    for block in layout.blocks:
+        a, b, first = [], [], 0
         for t in block.terms:
-            out[t] = sd[at : at + layout.term_k[t]]
-            at += layout.term_k[t]
-    return [out[t] for t in range(len(layout.term_k))]
+            k, kind = layout.term_k[t], structure(layout.structures[t])
+            at = [(i, j) for i in range(k) for j in range(i + 1)]
+            if not kind.triangular:
+                at = [(i, i) for i in range(k)]
+            place[t] = np.full((k, k), -1)
+            for i, j in at:
+                new = not (kind.common and i > 0)
+                n_parameters += new
+                place[t][i, j] = place[t][j, i] = n_parameters - 1
+                owner.append(n_parameters - 1)
+                a.append(first + i)
+                b.append(first + j)
+            first += k
+        pairs.append((np.array(a), np.array(b)))
+    weight = np.concatenate([np.where(a == b, 1.0, 2.0) for a, b in pairs])
+    gather = np.eye(n_parameters)[:, owner]
+    return _Index(
+        tuple(pairs),
+        weight,
+        gather,
+        tuple(
+            np.where(place[t] < 0, n_parameters, place[t])
+            for t in range(len(layout.term_k))
+        ),
+    )
+
+
+def _relative_covariances(cp, layout: Layout, xp, sigma2) -> list[Array]:
+    """Moment estimates of Q (k, k) of every term, relative to the residual variance."""
+    blocks = range(len(layout.blocks))
+    index = _index(layout)
+    xy = [_with_columns(cp, layout, f) for f in blocks]
+    C = [v[:, :-1] / xp.sqrt(cp.n) for v in xy]
+    G = [xp.einsum("apj,bqj->abpq", c, c) for c in C]
+    rows: list[list[Array]] = [[] for _ in blocks]
+    t, s = [], []
+    for f in blocks:
+        own, right = _own(cp, layout, f), xy[f][:, -1]
+        a, b = index.pairs[f]
+        trace = xp.sum(own, axis=2) - xp.einsum("abpp->ab", G[f])
+        t.append(trace[a, b])
+        s.append(xp.sum(right[a] * right[b], axis=1))
+        for g in blocks:
+            if g < f:
+                rows[f].append(rows[g][f].T)
+                continue
+            S = _Entries(own) if g == f else _between(cp, layout, f, g, xp)
+            full = _products(S, C[f], C[g], xp)
+            full = full + xp.einsum("bapq,cdpq->bcad", G[f], G[g])
+            c, d = index.pairs[g]
+            i, j = a[:, None], b[:, None]
+            rows[f].append(0.5 * (full[j, c, i, d] + full[j, d, i, c]))
+    dtype = cp.gram.dtype
+    gather = xp.asarray(index.gather * index.weight, dtype)
+    A = xp.concatenate([xp.concatenate(r, axis=1) for r in rows])
+    A = gather @ A @ gather.T
+    q = _solve(A, gather @ xp.concatenate(t), gather @ xp.concatenate(s), cp, xp, sigma2)
+    q = xp.concatenate([q, xp.zeros(1, dtype)])
+    return [q[place] for place in index.place]
+
+
+def _solve(A: Array, t: Array, s: Array, cp, xp, sigma2) -> Array:
+    """Solve system (1) for q = psi / phi, (r,)."""
+    dof = cp.n - cp.p
+    total = cp.gram[-1, -1]
+    if sigma2 is None:
+        A = A - t[:, None] * t[None, :] / dof
+        s = s - t * (total / dof)
+    else:
+        s = s - t * sigma2
+    scale = xp.sqrt(xp.diagonal(A))
+    scale = xp.where(scale > 0, scale, 1.0)
+    A = A / (scale[:, None] * scale[None, :])
+    A = A + _RIDGE * xp.eye(A.shape[0], dtype=A.dtype)
+    right = s / scale
+    psi = np.linalg.solve(A, right) if xp is np else spd_inverse(A)[0] @ right
+    psi = psi / scale
+    if sigma2 is not None:
+        return psi / sigma2
+    # a share of the whole, however much the effects seem to explain
+    return psi / xp.maximum((total - t @ psi) / dof, 1e-4 * total / dof)
+
+
+# ---- products of the entries of Z'PZ -----------------------------------------------
+
+
+class _Entries(NamedTuple):
+    """Entries of S = Z_f'WZ_g: values (K_f, K_g, E) and the levels that they join.
+
+    ``levels`` (E,) of f and of g; None where they are all the same, in order.
+    """
+
+    value: Array
+    levels: tuple[Array | None, Array] | None = None
+
+
+def _products(S: _Entries | Array, C_f: Array, C_g: Array, xp) -> Array:
+    """S S - S (C C') - (C C') S, summed over all levels: (K_f, K_g, K_f, K_g).
+
+    At [b, c, a, d]: entries of effects b, c times those of a, d. A dense S is
+    (K_f, K_g, J_f, J_g).
+    """
+    if isinstance(S, _Entries):
+        value = S.value
+        if S.levels is not None:
+            of_f, of_g = S.levels
+            C_f = C_f if of_f is None else C_f[:, :, of_f]
+            C_g = C_g[:, :, of_g]
+        CC = xp.sum(C_f[:, None] * C_g[None], axis=2)  # (K_f, K_g, E)
+        cross = xp.einsum("bce,ade->bcad", value, CC)
+        square = xp.einsum("bce,ade->bcad", value, value)
+    else:
+        moved = xp.einsum("bcjl,dpl->bcdjp", S, C_g)
+        cross = xp.einsum("bcdjp,apj->bcad", moved, C_f)
+        square = xp.einsum("bcjl,adjl->bcad", S, S)
+    return square - cross - xp.transpose(cross, (2, 3, 0, 1))
 
 
 def _tail_slice(layout: Layout, f: int) -> slice:
@@ -89,59 +217,87 @@ def _tail_slice(layout: Layout, f: int) -> slice:
     return slice(start, start + layout.blocks[f].size)
 
 
-def _diagonals(cp: CrossProducts, layout: Layout, f: int) -> np.ndarray:
-    """z_j' W z_j for every effect and level, (K, J)."""
-    if f < layout.n_chain:
-        return np.einsum("kkj->kj", cp.own[f])
-    at = _tail_slice(layout, f)
-    return np.diagonal(cp.gram)[at].reshape(-1, layout.blocks[f].k).T
-
-
-def _with_y(cp: CrossProducts, layout: Layout, f: int) -> np.ndarray:
-    """z_j' W y for every effect and level, (K, J)."""
+def _with_columns(cp: CrossProducts, layout: Layout, f: int) -> Array:
+    """Z_f' W [X y] by level, (K, p + 1, J)."""
     if f < layout.n_chain:
         H = cp.tail[f]
-        return (H.xy if isinstance(H, SparseTail) else H)[:, -1]
-    at = _tail_slice(layout, f)
-    return cp.gram[at, -1].reshape(-1, layout.blocks[f].k).T
+        return H.xy if isinstance(H, SparseTail) else H[:, layout.tail_size :]
+    block = layout.blocks[f]
+    columns = cp.gram[_tail_slice(layout, f), layout.tail_size :]
+    return columns.reshape(block.n_levels, block.k, -1).transpose(1, 2, 0)
 
 
-def _squares(cp, layout: Layout, f: int, g: int) -> tuple[np.ndarray, np.ndarray]:
-    """Squared cross-products of blocks f <= g, summed by level of f and of g."""
+def _own(cp: CrossProducts, layout: Layout, f: int) -> Array:
+    """Z_f' W Z_f by level, (K, K, J)."""
+    if f < layout.n_chain:
+        return cp.own[f]
+    block, at = layout.blocks[f], _tail_slice(layout, f)
+    J, K = block.n_levels, block.k
+    levels = np.arange(J)
+    square = cp.gram[at, at].reshape(J, K, J, K)
+    return square[levels, :, levels, :].transpose(1, 2, 0)
+
+
+def _between(cp: CrossProducts, layout: Layout, f: int, g: int, xp) -> _Entries | Array:
+    """Z_f' W Z_g of two blocks f < g, as entries or dense (K_f, K_g, J_f, J_g)."""
     kf, kg = layout.blocks[f].k, layout.blocks[g].k
     Jf, Jg = layout.blocks[f].n_levels, layout.blocks[g].n_levels
     if g < layout.n_chain:
-        if f == g:
-            return cp.own[f] ** 2, cp.own[f] ** 2
         level = cp.parents[f]
         for h in range(f + 1, g):
             level = cp.parents[h][level]
-        squares = cp.up[f][g - f - 1] ** 2
-        by_g = np.zeros((kf, kg, Jg))
-        index: tuple = (slice(None), slice(None), level)
-        np.add.at(by_g, index, squares)
-        return squares, by_g
+        return _Entries(cp.up[f][g - f - 1], (None, level))
     at = _tail_slice(layout, g)
     if f >= layout.n_chain:
-        block = cp.gram[_tail_slice(layout, f), at].reshape(Jf, kf, Jg, kg) ** 2
-        return block.sum(2).transpose(1, 2, 0), block.sum(0).transpose(0, 2, 1)
+        block = cp.gram[_tail_slice(layout, f), at].reshape(Jf, kf, Jg, kg)
+        return block.transpose(1, 3, 0, 2)
     H = cp.tail[f]
-    if isinstance(H, SparseTail):
-        return _sparse_squares(H, at, (kf, kg, Jf, Jg))
-    block = H[:, at].reshape(kf, Jg, kg, Jf) ** 2
-    return block.sum(1), block.sum(3).transpose(0, 2, 1)
+    if not isinstance(H, SparseTail):
+        return H[:, at].reshape(kf, Jg, kg, Jf).transpose(0, 2, 3, 1)
+    first = sum(H.pairs.counts[: g - layout.n_chain])
+    here = slice(first, first + H.pairs.counts[g - layout.n_chain])
+    column = H.pairs.column[here] - at.start
+    effect = (column % kg)[None, :] == xp.arange(kg)[:, None]
+    value = xp.where(effect[None], H.value[:, None, here], 0.0)
+    return _Entries(value, (H.pairs.level[here], column // kg))
 
 
-def _sparse_squares(H: SparseTail, at: slice, shape) -> tuple[np.ndarray, np.ndarray]:
-    kf, kg, Jf, Jg = shape
-    here = (H.pairs.column >= at.start) & (H.pairs.column < at.stop)
-    column, level = H.pairs.column[here] - at.start, H.pairs.level[here]
-    squares = H.value[:, here] ** 2
-    by_f, by_g = np.zeros((kf, kg, Jf)), np.zeros((kf, kg, Jg))
-    effect = column % kg
-    for a in range(kf):
-        key = effect * Jf + level
-        by_f[a] = np.bincount(key, squares[a], minlength=kg * Jf).reshape(kg, Jf)
-        key = effect * Jg + column // kg
-        by_g[a] = np.bincount(key, squares[a], minlength=kg * Jg).reshape(kg, Jg)
-    return by_f, by_g
+# ---- from covariances to theta -----------------------------------------------------
+
+
+def _theta(Q: list[Array], layout: Layout, xp) -> Array:
+    """Theta (m,) of relative covariances, moved into the range of a start."""
+    parts = []
+    for t, (k, name) in enumerate(zip(layout.term_k, layout.structures)):
+        kind, dtype = structure(name), Q[t].dtype
+        v = xp.clip(xp.diagonal(Q[t]), _RANGE[0] ** 2, _RANGE[1] ** 2)
+        if kind.triangular:
+            assert kind.row is not None
+            assert kind.column is not None
+            L = _cholesky(Q[t], v, xp)
+            parts.extend(L[i][j] for i, j in zip(kind.row(k), kind.column(k)))
+        elif name in ("diag", "scalar"):
+            parts.extend(xp.sqrt(v[i]) for i in range(kind.n_theta(k)))
+        else:
+            parts.extend(xp.asarray(x, dtype) for x in kind.start(k))
+    return xp.stack(parts)
+
+
+def _cholesky(Q: Array, v: Array, xp) -> list[list[Array]]:
+    """Rows of a lower triangular L with about L L' = Q, whatever Q is.
+
+    v (k,) holds the variances; correlations, and what is left of a variance beside
+    earlier effects, are kept away from the boundary.
+    """
+    limit = _CORRELATION * xp.sqrt(v[:, None] * v[None, :])
+    Q = xp.clip(Q, -limit, limit)
+    rows: list[list[Array]] = []
+    for i in range(len(v)):
+        row: list[Array] = []
+        for j in range(i):
+            inner = sum(row[c] * rows[j][c] for c in range(j))
+            row.append((Q[i, j] - inner) / rows[j][j])
+        rest = v[i] - sum(x**2 for x in row)
+        row.append(xp.sqrt(xp.maximum(rest, (1.0 - _CORRELATION) * v[i])))
+        rows.append(row)
+    return rows

@@ -80,14 +80,18 @@ class _Step(NamedTuple):
     predicted: Array  # decrease that the quadratic model promises
     min_eigenvalue: Array
     flat: Array
+    basis: Array  # eigenvectors of H
 
 
-def curvature_step(x: Array, g: Array, H: Array, radius: Array, value: Array) -> _Step:
+def curvature_step(
+    x: Array, g: Array, H: Array, radius: Array, value: Array, basis: Array
+) -> _Step:
     """Step (1) and what it promises; curvature within rounding counts as none.
 
-    For the verdict so does curvature (2), which vanishes with the gradient.
+    For the verdict so does curvature (2), which vanishes with the gradient. ``basis``
+    is any orthogonal matrix (m, m), best the eigenvectors of an earlier H.
     """
-    d, U = symmetric_eigen(H)
+    d, U = symmetric_eigen(H, basis)
     eps = float(jnp.finfo(g.dtype).eps)
     noise = jnp.maximum(eps**0.45, 100.0 * eps * jnp.abs(value))
     noise = jnp.where(jnp.isfinite(noise), noise, 1.0)
@@ -111,6 +115,7 @@ def curvature_step(x: Array, g: Array, H: Array, radius: Array, value: Array) ->
         predicted=-(gt @ p + 0.5 * jnp.sum(d * p**2)),
         min_eigenvalue=jnp.min(jnp.where(is_flat, 0.0, d)) / size,
         flat=(U * is_flat[None].astype(U.dtype)) @ U.T,
+        basis=U,
     )
 
 
@@ -126,6 +131,7 @@ class _State(NamedTuple):
     decrement: Array
     min_eigenvalue: Array
     flat: Array
+    basis: Array
     radius: Array
     n_iter: Array
     status: Array  # -1 while running
@@ -184,7 +190,9 @@ def minimize_newton(
         trial, frame = reframe(s.trial, s.frame)
         evaluated = fn(trial, frame)
         now, accept, finite = _take(s, trial, frame, evaluated, eps)
-        step = curvature_step(now.x, now.grad, now.hess, now.radius, now.value)
+        step = curvature_step(
+            now.x, now.grad, now.hess, now.radius, now.value, now.basis
+        )
         status = _judge(s, step, accept, finite, start, now.radius, tight, loose)
         n_iter = s.n_iter + 1
         out_of_time = (status < 0) & (n_iter >= max_iter)
@@ -195,6 +203,7 @@ def minimize_newton(
             decrement=step.decrement,
             min_eigenvalue=step.min_eigenvalue,
             flat=step.flat,
+            basis=step.basis,
             n_iter=n_iter,
             status=jnp.where(out_of_time, jnp.int32(Status.MAX_ITER), status),
         )
@@ -233,6 +242,7 @@ def _first(x0: Array, frame: Any, radius: float) -> _State:
         decrement=inf,
         min_eigenvalue=inf,
         flat=square,
+        basis=jnp.eye(x0.shape[0], dtype=x0.dtype),
         radius=jnp.asarray(radius, x0.dtype),
         n_iter=jnp.zeros((), jnp.int32),
         status=jnp.full((), -1, jnp.int32),
