@@ -277,7 +277,7 @@ def symmetric_eigen(H: Array, basis: Array) -> tuple[Array, Array]:
     def is_unfinished(carry):
         count, A, _ = carry
         size = jnp.abs(A)
-        off = jnp.where(index[:, None] == index, 0.0, size)
+        off = jnp.where(index[:, None] == index[None, :], 0.0, size)
         return (count < n_sweeps) & (jnp.max(off) > rounding * jnp.max(size))
 
     start = (jnp.zeros((), jnp.int32), basis.T @ H @ basis, basis)

@@ -40,7 +40,7 @@ from jaxglmm.plan import Layout
 from jaxglmm.rowsums import SparseTail
 from jaxglmm.typing import Array
 
-__all__ = ["default_start", "moment_start"]
+__all__ = ["default_start", "moment_start", "relative_covariances"]
 
 _RANGE = (0.1, 100.0)  # of a starting relative standard deviation, in inner units
 _CORRELATION = 0.9  # the largest at a start
@@ -67,7 +67,7 @@ def moment_start(
         return xp.asarray(usual, cp.gram.dtype)
     if xp is jnp:
         cp = jax.tree.map(lax.stop_gradient, cp)
-    theta = _theta(_relative_covariances(cp, layout, xp, sigma2), layout, xp)
+    theta = _theta(relative_covariances(cp, layout, xp, sigma2), layout, xp)
     return xp.where(xp.all(xp.isfinite(theta)), theta, xp.asarray(usual, theta.dtype))
 
 
@@ -121,7 +121,7 @@ def _index(layout: Layout) -> _Index:
     )
 
 
-def _relative_covariances(cp, layout: Layout, xp, sigma2) -> list[Array]:
+def relative_covariances(cp, layout: Layout, xp, sigma2) -> list[Array]:
     """Moment estimates of Q (k, k) of every term, relative to the residual variance."""
     blocks = range(len(layout.blocks))
     index = _index(layout)
@@ -140,7 +140,7 @@ def _relative_covariances(cp, layout: Layout, xp, sigma2) -> list[Array]:
             if g < f:
                 rows[f].append(rows[g][f].T)
                 continue
-            S = _Entries(own) if g == f else _between(cp, layout, f, g, xp)
+            S = _Entries(own) if g == f else _between(cp, layout, f, g)
             full = _products(S, C[f], C[g], xp)
             full = full + xp.einsum("bapq,cdpq->bcad", G[f], G[g])
             c, d = index.pairs[g]
@@ -150,7 +150,9 @@ def _relative_covariances(cp, layout: Layout, xp, sigma2) -> list[Array]:
     gather = xp.asarray(index.gather * index.weight, dtype)
     A = xp.concatenate([xp.concatenate(r, axis=1) for r in rows])
     A = gather @ A @ gather.T
-    q = _solve(A, gather @ xp.concatenate(t), gather @ xp.concatenate(s), cp, xp, sigma2)
+    q = _solve(
+        A, gather @ xp.concatenate(t), gather @ xp.concatenate(s), cp, xp, sigma2
+    )
     q = xp.concatenate([q, xp.zeros(1, dtype)])
     return [q[place] for place in index.place]
 
@@ -238,7 +240,7 @@ def _own(cp: CrossProducts, layout: Layout, f: int) -> Array:
     return square[levels, :, levels, :].transpose(1, 2, 0)
 
 
-def _between(cp: CrossProducts, layout: Layout, f: int, g: int, xp) -> _Entries | Array:
+def _between(cp: CrossProducts, layout: Layout, f: int, g: int) -> _Entries | Array:
     """Z_f' W Z_g of two blocks f < g, as entries or dense (K_f, K_g, J_f, J_g)."""
     kf, kg = layout.blocks[f].k, layout.blocks[g].k
     Jf, Jg = layout.blocks[f].n_levels, layout.blocks[g].n_levels
@@ -256,10 +258,10 @@ def _between(cp: CrossProducts, layout: Layout, f: int, g: int, xp) -> _Entries 
         return H[:, at].reshape(kf, Jg, kg, Jf).transpose(0, 2, 3, 1)
     first = sum(H.pairs.counts[: g - layout.n_chain])
     here = slice(first, first + H.pairs.counts[g - layout.n_chain])
-    column = H.pairs.column[here] - at.start
-    effect = (column % kg)[None, :] == xp.arange(kg)[:, None]
-    value = xp.where(effect[None], H.value[:, None, here], 0.0)
-    return _Entries(value, (H.pairs.level[here], column // kg))
+    # the effects of one level stand one after the other
+    value = H.value[:, here].reshape(kf, -1, kg).transpose(0, 2, 1)
+    level_g = (H.pairs.column[here][::kg] - at.start) // kg
+    return _Entries(value, (H.pairs.level[here][::kg], level_g))
 
 
 # ---- from covariances to theta -----------------------------------------------------

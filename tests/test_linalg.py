@@ -17,7 +17,7 @@ def inverse_and_logdet(A):
 
 
 def eigen(H):
-    return jax.tree.map(np.asarray, compiled_eigen(H))
+    return jax.tree.map(np.asarray, compiled_eigen(H, np.eye(len(H))))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -93,6 +93,15 @@ def test_eigen(rng, m):
     d, U = eigen(H)
     np.testing.assert_allclose(np.sort(d), np.linalg.eigvalsh(H), atol=1e-12 * m)
     np.testing.assert_allclose(U @ np.diag(d) @ U.T, H, atol=1e-12 * m)
+
+
+def test_eigen_from_the_vectors_of_a_matrix_nearby(rng):
+    B = rng.normal(size=(5, 5))
+    H, change = B + B.T, 1e-3 * np.diag(np.arange(5.0))
+    U = eigen(H)[1]
+    d, U = jax.tree.map(np.asarray, compiled_eigen(H + change, U))
+    np.testing.assert_allclose(U @ np.diag(d) @ U.T, H + change, atol=1e-12)
+    np.testing.assert_allclose(U @ U.T, np.eye(5), atol=1e-13)
 
 
 def test_eigen_of_repeated_and_zero_eigenvalues():
