@@ -36,6 +36,7 @@ from jaxglmm.designs import Design
 from jaxglmm.elimination import conditional_covariances, eliminate, split_terms
 from jaxglmm.errors import Status
 from jaxglmm.families import Family
+from jaxglmm.glmstarts import first_point
 from jaxglmm.implicit import projected_inverse, solve
 from jaxglmm.laplace import GeneralizedModel, Point, constant, n_theta
 from jaxglmm.linear import is_singular
@@ -51,7 +52,6 @@ from jaxglmm.modes import (
 from jaxglmm.optimize import Minimum
 from jaxglmm.results import Fit, Params
 from jaxglmm.rowsums import block_columns
-from jaxglmm.starts import default_start
 from jaxglmm.typing import Array
 
 __all__ = [
@@ -182,30 +182,6 @@ def _model(design: Design, family, control: Control, how: How) -> GeneralizedMod
     return GeneralizedModel(design.layout, family, expected, *how)
 
 
-def first_point(
-    model: GeneralizedModel,
-    data: RowData,
-    scales: Scales,
-    start: Array | None,
-) -> Point:
-    """Starting parameters: least squares on a first guess, unit variances."""
-    family = model.family
-    psi, extra = family.psi_start(data.y, data.w), family.extra_start(data.y, data.w)
-    used = data.w > 0
-    w = jnp.where(used, data.w, 1.0)
-    eta = jax.vmap(family.eta_start)(data.y, w) - data.offset[0]
-    eta = jnp.where(used, eta, 0.0)
-    beta = [data.X[0].T @ eta / jnp.sum(jnp.where(used, 1.0, 0.0))]
-    # whitened columns: least squares of a constant
-    n = jnp.sum(jnp.where(used, 1.0, 0.0))
-    beta += [e * jnp.sum(X, axis=0) / n for e, X in zip(extra, data.X[1:])]
-    if start is None:
-        theta = jnp.asarray(default_start(model.layout), data.y.dtype)
-    else:
-        theta = scales.maps.theta @ jnp.asarray(start, data.y.dtype)
-    return Point(tuple(beta), theta, psi)
-
-
 # ---- the fit -----------------------------------------------------------------------
 
 
@@ -223,7 +199,10 @@ def fit_rows(
     """
     model = _model(design, family, control, how)
     data, scales = inner_rows(design, family)
-    point = first_point(model, data, scales, start)
+    theta = None
+    if start is not None:
+        theta = scales.maps.theta @ jnp.asarray(start, data.y.dtype)
+    point = first_point(model, data, theta)
     raw = estimate_rows(model, control, data, point)
     fit = to_user_units(raw, scales, spare, how.reml)
     if how.prior is None:
@@ -415,7 +394,7 @@ def log_lik_rows(
         beta = tuple(T_inv @ c for T_inv, c in zip(scales.T_inv, beta))
         theta = scales.maps.theta @ theta
         # the user's beta has no influence, so its mode is sought from a better one
-        first = first_point(model, data, scales, None).beta[0]
+        first = first_point(model, data).beta[0]
         beta = (first[:0], *beta[1:])
     x = model.join(Point(beta, theta, psi))
     fixed = constant(data)

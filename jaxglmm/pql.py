@@ -53,17 +53,12 @@ def check_pql(family: Family) -> None:
     """
     own = tuple(family.own_names)
     glm = own == () or (own in _SCALES and family.weights_role == "precision")
-    if family.n_eta > 1 or not glm or not _has_information(family):
+    if family.n_eta > 1 or not glm or not family.has_information:
         raise ValueError(
             f"method='PQL' needs a mean, a variance and at most a dispersion, as "
             f"binomial, poisson, gaussian, gamma and inverse_gaussian have; family "
             f"{family.name!r} is of another kind. Use method='Laplace'."
         )
-
-
-def _has_information(family: Family) -> bool:
-    kind = type(family)
-    return kind.expected_information is not Family.expected_information
 
 
 class _Round(NamedTuple):

@@ -55,19 +55,25 @@ def default_start(layout: Layout) -> np.ndarray:
 
 
 def moment_start(
-    cp: CrossProducts, layout: Layout, xp: ModuleType, sigma2: Array | None = None
+    cp: CrossProducts,
+    layout: Layout,
+    xp: ModuleType,
+    sigma2: Array | None = None,
+    lognormal: bool = False,
 ) -> Array:
     """Starting theta (m,) in inner units.
 
-    ``sigma2`` () where it is known. Terms of other structures than full, diag and
-    scalar start at their default.
+    ``sigma2`` () where it is known. ``lognormal``: the variances v are those of exp(b)
+    around a mean of one, so that b has log(1 + v). Terms of other structures than full,
+    diag and scalar start at their default.
     """
     usual = default_start(layout)
     if max(b.k for b in layout.blocks) > _MOST_EFFECTS:
         return xp.asarray(usual, cp.gram.dtype)
     if xp is jnp:
         cp = jax.tree.map(lax.stop_gradient, cp)
-    theta = _theta(relative_covariances(cp, layout, xp, sigma2), layout, xp)
+    Q = relative_covariances(cp, layout, xp, sigma2)
+    theta = _theta(Q, layout, xp, lognormal)
     return xp.where(xp.all(xp.isfinite(theta)), theta, xp.asarray(usual, theta.dtype))
 
 
@@ -267,16 +273,21 @@ def _between(cp: CrossProducts, layout: Layout, f: int, g: int) -> _Entries | Ar
 # ---- from covariances to theta -----------------------------------------------------
 
 
-def _theta(Q: list[Array], layout: Layout, xp) -> Array:
+def _theta(Q: list[Array], layout: Layout, xp, lognormal: bool) -> Array:
     """Theta (m,) of relative covariances, moved into the range of a start."""
     parts = []
     for t, (k, name) in enumerate(zip(layout.term_k, layout.structures)):
         kind, dtype = structure(name), Q[t].dtype
         v = xp.clip(xp.diagonal(Q[t]), _RANGE[0] ** 2, _RANGE[1] ** 2)
+        if lognormal:
+            scale = xp.sqrt(xp.log1p(v) / v)
+            v, Q_t = xp.log1p(v), Q[t] * scale[:, None] * scale[None, :]
+        else:
+            Q_t = Q[t]
         if kind.triangular:
             assert kind.row is not None
             assert kind.column is not None
-            L = _cholesky(Q[t], v, xp)
+            L = _cholesky(Q_t, v, xp)
             parts.extend(L[i][j] for i, j in zip(kind.row(k), kind.column(k)))
         elif name in ("diag", "scalar"):
             parts.extend(xp.sqrt(v[i]) for i in range(kind.n_theta(k)))

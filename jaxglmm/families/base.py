@@ -147,6 +147,11 @@ class Family:
             "information='observed'"
         )
 
+    @property
+    def has_information(self) -> bool:
+        """Whether :meth:`expected_information` is known."""
+        return type(self).expected_information is not Family.expected_information
+
     def unit_deviance(self, y: Array, eta: Array, psi: Array, w: Array) -> Array:
         """Contribution of the row to the deviance, weighted, ()."""
         raise ValueError(

@@ -155,10 +155,13 @@ def _run(objective, transform, x0, frame, n_iter, max_iter, stop) -> _State:
     def value_fn(x):
         return objective(x, frame)
 
+    def is_small(value, grad):
+        size = jnp.max(jnp.abs(grad)) / jnp.maximum(1.0, jnp.abs(value))
+        return size <= stop
+
     def going(s: _State):
-        size = jnp.max(jnp.abs(s.grad)) / jnp.maximum(1.0, jnp.abs(s.value))
         fine = jnp.isfinite(s.value) & jnp.all(jnp.isfinite(s.grad))
-        unfinished = (s.n_iter == n_iter) | (fine & (size > stop))
+        unfinished = (s.n_iter == n_iter) | (fine & ~is_small(s.value, s.grad))
         return unfinished & (s.n_iter < max_iter)
 
     def body(s: _State):
@@ -166,9 +169,9 @@ def _run(objective, transform, x0, frame, n_iter, max_iter, stop) -> _State:
         updates, inner = transform.update(
             grad, s.inner, s.x, value=value, grad=grad, value_fn=value_fn
         )
-        return _State(
-            optax.apply_updates(s.x, updates), value, grad, inner, s.n_iter + 1
-        )
+        # the step of an adaptive method has a size of its own: none from the optimum
+        x = jnp.where(is_small(value, grad), s.x, optax.apply_updates(s.x, updates))
+        return _State(x, value, grad, inner, s.n_iter + 1)
 
     infinite = jnp.asarray(jnp.inf, x0.dtype)
     first = _State(x0, infinite, jnp.zeros_like(x0), transform.init(x0), n_iter)

@@ -1,0 +1,104 @@
+"""Where the fit of a generalized model starts.
+
+Without random effects the model is a generalized linear one, fitted by a few rounds of
+iteratively reweighted least squares on the working response and weights
+
+    z = eta + s / W,        s = d log f / d eta,   W = -E d^2 log f / d eta^2.     (1)
+
+At its end z = X beta + Z b + e with e ~ N(0, W^-1), nearly, and the moment equations of
+starts.py give theta. With a log link means and variances over b ~ N(0, Q) are those of
+the lognormal distribution, so with tau^2 = diag(Z Q Z')
+
+    eta = eta_glm - tau^2 / 2,       Q = log(1 + Q_moments)  by variance.         (2)
+
+Families with parameters beside the mean, or several linear predictors, start at least
+squares on a first guess and at unit variances.
+
+References: McCullagh and Nelder (1989), Generalized Linear Models, 2nd ed., ch. 2.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxglmm.coordinates import block_factors
+from jaxglmm.crossproducts import CrossProducts, whitening
+from jaxglmm.families import Family
+from jaxglmm.laplace import GeneralizedModel, Point
+from jaxglmm.linalg import spd_inverse
+from jaxglmm.modes import RowData, row_terms
+from jaxglmm.plan import Layout
+from jaxglmm.rowsums import RowSums
+from jaxglmm.starts import default_start, moment_start
+from jaxglmm.typing import Array
+
+__all__ = ["first_point"]
+
+_ROUNDS = 5  # of reweighted least squares; the optimizer does the rest
+
+
+def first_point(
+    model: GeneralizedModel, data: RowData, theta: Array | None = None
+) -> Point:
+    """Starting parameters in inner units; ``theta`` (m,) where the user gave it."""
+    data, family = jax.tree.map(lax.stop_gradient, data), model.family
+    psi, extra = family.psi_start(data.y, data.w), family.extra_start(data.y, data.w)
+    used = data.w > 0
+    eta = jax.vmap(family.eta_start)(data.y, jnp.where(used, data.w, 1.0))
+    eta = jnp.where(used, eta, data.offset[0])
+    # whitened columns: least squares
+    n = jnp.sum(jnp.where(used, 1.0, 0.0))
+    rest = jnp.where(used, eta - data.offset[0], 0.0)
+    beta = data.X[0].T @ rest / n
+    usual = jnp.asarray(default_start(model.layout), data.y.dtype)
+    if family.n_eta == 1 and family.n_own == 0 and family.has_information:
+        beta, moments = _from_working_model(family, data, model.layout, beta)
+        usual = moments if theta is None else usual
+    others = [e * jnp.sum(X, axis=0) / n for e, X in zip(extra, data.X[1:])]
+    return Point((beta, *others), usual if theta is None else theta, psi)
+
+
+def _from_working_model(
+    family: Family, data: RowData, layout: Layout, beta: Array
+) -> tuple[Array, Array]:
+    """Beta (p,) by reweighted least squares, and theta (m,) by moments of the rest."""
+    X, offset, used = data.X[0], data.offset[0], data.w > 0
+    n = jnp.sum(jnp.where(used, 1.0, 0.0))
+    psi = jnp.zeros(0, beta.dtype)
+    unused = data.unused[: X.shape[1]]
+
+    def working(beta):
+        eta = offset + X @ beta
+        score = row_terms(eta[:, None], psi, data, family).score[:, 0]
+        W = row_terms(eta[:, None], psi, data, family, expected=True).W[:, 0, 0]
+        fine = used & (W > 0) & jnp.isfinite(W)
+        z = X @ beta + jnp.where(fine, score / jnp.where(fine, W, 1.0), 0.0)
+        return z, jnp.where(fine, W, 0.0)
+
+    def least_squares(_, beta):
+        z, W = working(beta)
+        XW = X * W[:, None]
+        return spd_inverse(XW.T @ X + jnp.diag(unused))[0] @ (z @ XW)
+
+    found = lax.fori_loop(0, _ROUNDS, least_squares, beta)
+    z, W = working(found)
+    mean = jnp.sum(W) / n
+    T, aliased, _ = whitening(X, W / mean, jnp)
+    T = T / jnp.sqrt(mean)
+    Xw = X @ T
+    rest = z - Xw @ (Xw.T @ (W * z) / n)
+    A = jnp.concatenate([Xw, rest[:, None]], axis=1)
+    sums = RowSums(layout, data.z, data.codes, W, A, jnp).all(data.pairs)
+    zero = jnp.zeros((), beta.dtype)
+    p = jnp.sum(1.0 - aliased).astype(beta.dtype)
+    cp = CrossProducts(*sums, data.parents, aliased, n, p, zero, zero)
+    log_link = family.link == "log"
+    one = jnp.ones((), beta.dtype)
+    theta = moment_start(cp, layout, jnp, one, lognormal=log_link)
+    if log_link:
+        factors = block_factors(theta, layout)
+        tau2 = sum(jnp.sum((v @ L) ** 2, axis=1) for v, L in zip(data.z, factors))
+        found = found - 0.5 * T @ (Xw.T @ (W * tau2) / n)
+    return jnp.where(jnp.all(jnp.isfinite(found)), found, beta), theta
