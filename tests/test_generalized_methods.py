@@ -147,6 +147,21 @@ def test_a_prior_moves_the_mode_to_where_both_slopes_meet(cbpp):
         jg.glmm(CBPP, cbpp, family="binomial", priors=prior, method="REML")
 
 
+@pytest.mark.parametrize(
+    "optimizer", ["lbfgs", pytest.param("adam", marks=pytest.mark.slow)]
+)
+def test_optax_reaches_newtons_optimum(cbpp, optimizer):
+    rate = 0.03 if optimizer == "adam" else None
+    control = jg.Control(optimizer=optimizer, learning_rate=rate)
+    best = jg.glmm(CBPP, cbpp, family="binomial")
+    other = jg.glmm(CBPP, cbpp, family="binomial", control=control, start=[2.0])
+    assert other.converged
+    assert other.fit.n_iter > 5
+    np.testing.assert_allclose(other.loglik, best.loglik, atol=1e-8)
+    np.testing.assert_allclose(other.fixef, best.fixef, rtol=1e-4)
+    np.testing.assert_allclose(other.theta, best.theta, rtol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def groups():
     rng = np.random.default_rng(1)

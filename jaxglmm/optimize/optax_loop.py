@@ -170,7 +170,8 @@ def _run(objective, transform, x0, frame, n_iter, max_iter, stop) -> _State:
             grad, s.inner, s.x, value=value, grad=grad, value_fn=value_fn
         )
         # the step of an adaptive method has a size of its own: none from the optimum
-        x = jnp.where(is_small(value, grad), s.x, optax.apply_updates(s.x, updates))
+        moved = jnp.asarray(optax.apply_updates(s.x, updates))
+        x = jnp.where(is_small(value, grad), s.x, moved)
         return _State(x, value, grad, inner, s.n_iter + 1)
 
     infinite = jnp.asarray(jnp.inf, x0.dtype)
