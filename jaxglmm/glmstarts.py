@@ -71,19 +71,25 @@ def _from_working_model(
 
     def working(beta):
         eta = offset + X @ beta
-        score = row_terms(eta[:, None], psi, data, family).score[:, 0]
+        terms = row_terms(eta[:, None], psi, data, family)
         W = row_terms(eta[:, None], psi, data, family, expected=True).W[:, 0, 0]
         fine = used & (W > 0) & jnp.isfinite(W)
-        z = X @ beta + jnp.where(fine, score / jnp.where(fine, W, 1.0), 0.0)
-        return z, jnp.where(fine, W, 0.0)
+        score = jnp.where(fine, terms.score[:, 0], 0.0)
+        z = X @ beta + score / jnp.where(fine, W, 1.0)
+        return z, jnp.where(fine, W, 0.0), terms.value
 
-    def least_squares(_, beta):
-        z, W = working(beta)
+    def least_squares(_, carry):
+        beta, best, highest = carry
+        z, W, value = working(beta)
         XW = X * W[:, None]
-        return spd_inverse(XW.T @ X + jnp.diag(unused))[0] @ (z @ XW)
+        new = spd_inverse(XW.T @ X + jnp.diag(unused))[0] @ (z @ XW)
+        best = jnp.where(value > highest, beta, best)
+        return new, best, jnp.where(value > highest, value, highest)
 
-    found = lax.fori_loop(0, _ROUNDS, least_squares, beta)
-    z, W = working(found)
+    first = beta, beta, jnp.full_like(n, -jnp.inf)
+    last, best, highest = lax.fori_loop(0, _ROUNDS, least_squares, first)
+    found = jnp.where(working(last)[2] > highest, last, best)
+    z, W, _ = working(found)
     mean = jnp.sum(W) / n
     T, aliased, _ = whitening(X, W / mean, jnp)
     T = T / jnp.sqrt(mean)
@@ -101,4 +107,4 @@ def _from_working_model(
         factors = block_factors(theta, layout)
         tau2 = sum(jnp.sum((v @ L) ** 2, axis=1) for v, L in zip(data.z, factors))
         found = found - 0.5 * T @ (Xw.T @ (W * tau2) / n)
-    return jnp.where(jnp.all(jnp.isfinite(found)), found, beta), theta
+    return found, theta
