@@ -42,9 +42,8 @@ from jaxglmm.typing import Array
 
 __all__ = ["default_start", "moment_start", "relative_covariances"]
 
-_SMALLEST = 0.1  # starting relative standard deviation, in inner units
-_LARGEST = 100.0
-_LARGEST_GIVEN = 3.0  # where the residual variance is known: of a linear predictor
+_RANGE = (0.1, 100.0)  # of a starting relative standard deviation, in inner units
+_RANGE_KNOWN = (0.3, 3.0)  # on the scale of a linear predictor, sigma^2 known
 _CORRELATION = 0.9  # the largest at a start
 _RIDGE = 1e-9  # relative; keeps confounded variances apart
 _MOST_EFFECTS = 8  # of one grouping factor; with more the default start is good enough
@@ -75,8 +74,8 @@ def moment_start(
     if xp is jnp:
         cp = jax.tree.map(lax.stop_gradient, cp)
     Q = relative_covariances(cp, layout, xp, sigma2)
-    largest = _LARGEST if sigma2 is None else _LARGEST_GIVEN
-    theta = _theta(Q, layout, xp, largest, lognormal)
+    limits = _RANGE if sigma2 is None else _RANGE_KNOWN
+    theta = _theta(Q, layout, xp, limits, lognormal)
     return xp.where(xp.all(xp.isfinite(theta)), theta, xp.asarray(usual, theta.dtype))
 
 
@@ -276,12 +275,12 @@ def _between(cp: CrossProducts, layout: Layout, f: int, g: int) -> _Entries | Ar
 # ---- from covariances to theta -----------------------------------------------------
 
 
-def _theta(Q: list[Array], layout: Layout, xp, largest, lognormal: bool) -> Array:
+def _theta(Q: list[Array], layout: Layout, xp, limits, lognormal: bool) -> Array:
     """Theta (m,) of relative covariances, moved into the range of a start."""
     parts = []
     for t, (k, name) in enumerate(zip(layout.term_k, layout.structures)):
         kind, dtype = structure(name), Q[t].dtype
-        v = xp.clip(xp.diagonal(Q[t]), _SMALLEST**2, largest**2)
+        v = xp.clip(xp.diagonal(Q[t]), limits[0] ** 2, limits[1] ** 2)
         change = xp.sqrt(xp.log1p(v) / v) if lognormal else xp.ones_like(v)
         v, Q_t = v * change**2, Q[t] * change[:, None] * change[None, :]
         if kind.triangular:
