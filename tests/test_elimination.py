@@ -10,7 +10,13 @@ from jaxglmm import plan
 from jaxglmm.coordinates import block_factors, first_order, repivot
 from jaxglmm.crossed import applies, crossed_value_grad_hess
 from jaxglmm.crossproducts import block_diagonal, cross_products
-from jaxglmm.elimination import conditional_covariances, conditional_modes, split_terms
+from jaxglmm.elimination import (
+    conditional_covariances,
+    conditional_modes,
+    eliminate,
+    solve_effects,
+    split_terms,
+)
 from jaxglmm.lmm import profile, profiled_objective
 from jaxglmm.optimize import value_grad_hess
 from jaxglmm.starts import relative_covariances
@@ -150,6 +156,53 @@ def test_against_dense_matrices(rng, monkeypatch, name, sparse):
     )
     np.testing.assert_allclose(ours, modes, atol=1e-8 * np.abs(modes).max())
     check_covariances(design, covariances, units, cov)
+
+
+@jax.jit
+def solved(theta, design, right):
+    layout = design.layout
+    cp, units = cross_products(design)
+    factors = block_factors(units.maps.theta @ theta, layout)
+    done = eliminate(factors, cp, layout)
+    return units, factors, solve_effects(factors, done, right, cp.parents, layout)
+
+
+# explicit inverses of the leaf's blocks lose theta^4 eps where a dense factor loses
+# theta^2 eps: eight digits are left at standard deviations of 30 sigma
+@pytest.mark.parametrize(("size", "digits"), [(1.0, 11), (30.0, 7)])
+@pytest.mark.parametrize(
+    ("name", "sparse"), [("nested and crossed", False), ("nested and crossed", True)]
+)
+def test_solutions_are_those_of_dense_matrices(
+    rng, monkeypatch, name, sparse, size, digits
+):
+    if sparse:
+        force_pairs(monkeypatch)
+    design = make(rng, MODELS[name])
+    layout, theta = design.layout, size * rng.uniform(0.5, 1.5, design.n_theta)
+    right = tuple(
+        jnp.asarray(rng.normal(size=(b.n_levels, b.k))) for b in layout.blocks
+    )
+    units, factors, (b, u) = solved(jnp.asarray(theta), design, right)
+    ZL = []
+    for block, Lam in zip(layout.blocks, factors):
+        terms = [(design.terms[t], units.maps.z[t]) for t in block.terms]
+        columns = np.hstack([np.asarray(term.z @ T) for term, T in terms]) @ Lam
+        Z = np.zeros((N, block.n_levels, block.k))
+        Z[np.arange(N), np.asarray(terms[0][0].group)] = columns
+        ZL.append(Z.reshape(N, -1))
+    ZL = np.hstack(ZL)
+    root = np.sqrt(np.asarray(design.weights / units.w_scale))
+    # singular values, as squaring the matrix would lose half of the digits
+    _, values, V = np.linalg.svd(root[:, None] * ZL)
+    values = 1.0 + np.pad(values, (0, len(V) - len(values))) ** 2
+    flat = np.concatenate([np.ravel(r) for r in right])
+    expected = V.T @ ((V @ flat) / values)
+    found = np.concatenate([np.ravel(v) for v in u])
+    limit = 10.0**-digits * np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0.0, atol=limit)
+    for v, back, Lam in zip(u, b, factors):
+        np.testing.assert_allclose(back, v @ Lam.T, rtol=1e-10, atol=1e-12 * size)
 
 
 def check_covariances(design, ours, units, cov):
