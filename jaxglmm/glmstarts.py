@@ -19,6 +19,8 @@ References: McCullagh and Nelder (1989), Generalized Linear Models, 2nd ed., ch.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -36,7 +38,19 @@ from jaxglmm.typing import Array
 
 __all__ = ["first_point"]
 
-_ROUNDS = 5  # of reweighted least squares; the optimizer does the rest
+_MAX_ROUNDS = 6  # of reweighted least squares; the optimizer does the rest
+_NEAR = 0.05  # change of a linear predictor, root mean square, at which they end
+
+
+class _Search(NamedTuple):
+    """Reweighted least squares: the next beta; working rows of the best so far."""
+
+    beta: Array
+    z: Array
+    W: Array
+    value: Array
+    going: Array
+    n: Array
 
 
 def first_point(
@@ -78,26 +92,37 @@ def _from_working_model(
         z = X @ beta + score / jnp.where(fine, W, 1.0)
         return z, jnp.where(fine, W, 0.0), terms.value
 
-    def least_squares(_, carry):
-        beta, best, highest = carry
-        z, W, value = working(beta)
+    def least_squares(s: _Search) -> _Search:
+        z, W, value = working(s.beta)
+        better = value > s.value  # not so where it is not a number
         XW = X * W[:, None]
-        new = spd_inverse(XW.T @ X + jnp.diag(unused))[0] @ (z @ XW)
-        best = jnp.where(value > highest, beta, best)
-        return new, best, jnp.where(value > highest, value, highest)
+        beta = spd_inverse(XW.T @ X + jnp.diag(unused))[0] @ (z @ XW)
+        near = jnp.sum((beta - s.beta) ** 2) <= _NEAR**2
+        return _Search(
+            beta,
+            jnp.where(better, z, s.z),
+            jnp.where(better, W, s.W),
+            jnp.where(better, value, s.value),
+            ~(better & near),
+            s.n + 1,
+        )
 
-    first = beta, beta, jnp.full_like(n, -jnp.inf)
-    last, best, highest = lax.fori_loop(0, _ROUNDS, least_squares, first)
-    found = jnp.where(working(last)[2] > highest, last, best)
-    z, W, _ = working(found)
+    zero = jnp.zeros((), beta.dtype)
+    first = _Search(
+        beta, jnp.zeros_like(data.y), jnp.where(used, 1.0, 0.0).astype(beta.dtype),
+        zero - jnp.inf, zero == 0.0, jnp.zeros((), jnp.int32),
+    )  # fmt: skip
+    best = lax.while_loop(lambda s: s.going & (s.n < _MAX_ROUNDS), least_squares, first)
+    z, W = best.z, best.W
     mean = jnp.sum(W) / n
     T, aliased, _ = whitening(X, W / mean, jnp)
     T = T / jnp.sqrt(mean)
     Xw = X @ T
-    rest = z - Xw @ (Xw.T @ (W * z) / n)
+    coef = Xw.T @ (W * z) / n
+    rest = z - Xw @ coef
+    found = T @ coef
     A = jnp.concatenate([Xw, rest[:, None]], axis=1)
     sums = RowSums(layout, data.z, data.codes, W, A, jnp).all(data.pairs)
-    zero = jnp.zeros((), beta.dtype)
     p = jnp.sum(1.0 - aliased).astype(beta.dtype)
     cp = CrossProducts(*sums, data.parents, aliased, n, p, zero, zero)
     log_link = family.link == "log"
