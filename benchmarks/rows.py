@@ -137,7 +137,7 @@ ROWS = (
         family="groups-poisson",
         data="poisson-375000",
         distribution="poisson",
-        engines=("jaxglmm", "jaxglmm-fit", "glmm", "gpboost"),
+        engines=("jaxglmm", "jaxglmm-fit", "lme4", "glmmTMB", "glmm", "gpboost"),
         **_ONE_FACTOR,
     ),
     Row(
