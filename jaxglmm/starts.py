@@ -15,8 +15,10 @@ first line is enough. X is whitened, so with S = Z'WZ and C = Z'WX / sqrt(n)
     Z'PZ = S - C C',     tr(P V_i P V_k) = sum of products of its entries,         (2)
 
 all from cross-products at hand: nothing is as large as a dense q x q matrix unless the
-plan has it so. theta starts at the Cholesky factor of Q, variances kept away from zero,
-where the criterion is stationary, and correlations from +-1.
+plan has it so. theta starts at the Cholesky factor of Q. The criterion is stationary at
+a variance of zero, and has a lesser optimum there at times, so variances start no nearer
+to it than their standard errors (2 A^-1 is their covariance, relative to phi), and
+correlations stay away from +-1.
 
 The same code runs on NumPy and on JAX arrays.
 
@@ -73,7 +75,11 @@ def moment_start(
         return xp.asarray(usual, cp.gram.dtype)
     if xp is jnp:
         cp = jax.tree.map(lax.stop_gradient, cp)
-    Q = relative_covariances(cp, layout, xp, sigma2)
+    Q, error = relative_covariances(cp, layout, xp, sigma2)
+    Q = [
+        q + xp.diag(xp.maximum(xp.diagonal(e) - xp.diagonal(q), 0.0))
+        for q, e in zip(Q, error)
+    ]
     limits = _RANGE if sigma2 is None else _RANGE_KNOWN
     theta = _theta(Q, layout, xp, limits, lognormal)
     return xp.where(xp.all(xp.isfinite(theta)), theta, xp.asarray(usual, theta.dtype))
@@ -129,8 +135,13 @@ def _index(layout: Layout) -> _Index:
     )
 
 
-def relative_covariances(cp, layout: Layout, xp, sigma2) -> list[Array]:
-    """Moment estimates of Q (k, k) of every term, relative to the residual variance."""
+def relative_covariances(
+    cp, layout: Layout, xp, sigma2
+) -> tuple[list[Array], list[Array]]:
+    """Moment estimates of Q (k, k) of every term, relative to the residual variance.
+
+    And their standard errors where Q is zero.
+    """
     blocks = range(len(layout.blocks))
     index = _index(layout)
     xy = [_with_columns(cp, layout, f) for f in blocks]
@@ -158,15 +169,16 @@ def relative_covariances(cp, layout: Layout, xp, sigma2) -> list[Array]:
     gather = xp.asarray(index.gather * index.weight, dtype)
     A = xp.concatenate([xp.concatenate(r, axis=1) for r in rows])
     A = gather @ A @ gather.T
-    q = _solve(
+    q, error = _solve(
         A, gather @ xp.concatenate(t), gather @ xp.concatenate(s), cp, xp, sigma2
     )
-    q = xp.concatenate([q, xp.zeros(1, dtype)])
-    return [q[place] for place in index.place]
+    none = xp.zeros(1, dtype)
+    q, error = xp.concatenate([q, none]), xp.concatenate([error, none])
+    return [q[at] for at in index.place], [error[at] for at in index.place]
 
 
-def _solve(A: Array, t: Array, s: Array, cp, xp, sigma2) -> Array:
-    """Solve system (1) for q = psi / phi, (r,)."""
+def _solve(A: Array, t: Array, s: Array, cp, xp, sigma2) -> tuple[Array, Array]:
+    """Solve system (1) for q = psi / phi, (r,); standard errors at q = 0."""
     dof = cp.n - cp.p
     total = cp.gram[-1, -1]
     if sigma2 is None:
@@ -178,13 +190,13 @@ def _solve(A: Array, t: Array, s: Array, cp, xp, sigma2) -> Array:
     scale = xp.where(scale > 0, scale, 1.0)
     A = A / (scale[:, None] * scale[None, :])
     A = A + _RIDGE * xp.eye(A.shape[0], dtype=A.dtype)
-    right = s / scale
-    psi = np.linalg.solve(A, right) if xp is np else spd_inverse(A)[0] @ right
-    psi = psi / scale
+    inverse = np.linalg.inv(A) if xp is np else spd_inverse(A)[0]
+    psi = inverse @ (s / scale) / scale
+    error = xp.sqrt(2.0 * xp.diagonal(inverse)) / scale
     if sigma2 is not None:
-        return psi / sigma2
+        return psi / sigma2, error
     # a share of the whole, however much the effects seem to explain
-    return psi / xp.maximum((total - t @ psi) / dof, 1e-4 * total / dof)
+    return psi / xp.maximum((total - t @ psi) / dof, 1e-4 * total / dof), error
 
 
 # ---- products of the entries of Z'PZ -----------------------------------------------

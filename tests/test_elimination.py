@@ -344,7 +344,7 @@ def test_moments_are_those_of_dense_matrices(
     design = make(rng, MODELS[name])
     cp, units = jax.tree.map(np.asarray, compiled_products(design))
     inner = None if sigma2 is None else sigma2 / float(units.s) ** 2
-    found = relative_covariances(cp, design.layout, xp, inner)
+    found, _ = relative_covariances(cp, design.layout, xp, inner)
     expected = dense_covariances(design, units.maps, sigma2)
     for Q, dense in zip(found, expected):
         np.testing.assert_allclose(Q, dense, rtol=1e-5, atol=1e-6)
