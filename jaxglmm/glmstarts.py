@@ -43,9 +43,10 @@ _NEAR = 0.05  # change of a linear predictor, root mean square, at which they en
 
 
 class _Search(NamedTuple):
-    """Reweighted least squares: the next beta; working rows of the best so far."""
+    """Reweighted least squares: the next beta; the best so far, and its rows."""
 
     beta: Array
+    best: Array
     z: Array
     W: Array
     value: Array
@@ -100,6 +101,7 @@ def _from_working_model(
         near = jnp.sum((beta - s.beta) ** 2) <= _NEAR**2
         return _Search(
             beta,
+            jnp.where(better, s.beta, s.best),
             jnp.where(better, z, s.z),
             jnp.where(better, W, s.W),
             jnp.where(better, value, s.value),
@@ -109,7 +111,7 @@ def _from_working_model(
 
     zero = jnp.zeros((), beta.dtype)
     first = _Search(
-        beta, jnp.zeros_like(data.y), jnp.where(used, 1.0, 0.0).astype(beta.dtype),
+        beta, beta, jnp.zeros_like(data.y), jnp.where(used, 1.0, 0.0).astype(beta.dtype),
         zero - jnp.inf, zero == 0.0, jnp.zeros((), jnp.int32),
     )  # fmt: skip
     best = lax.while_loop(lambda s: s.going & (s.n < _MAX_ROUNDS), least_squares, first)
@@ -118,9 +120,8 @@ def _from_working_model(
     T, aliased, _ = whitening(X, W / mean, jnp)
     T = T / jnp.sqrt(mean)
     Xw = X @ T
-    coef = Xw.T @ (W * z) / n
-    rest = z - Xw @ coef
-    found = T @ coef
+    rest = z - Xw @ (Xw.T @ (W * z) / n)
+    found = jnp.where(last.going, last.best, last.beta)  # the next one may be far
     A = jnp.concatenate([Xw, rest[:, None]], axis=1)
     sums = RowSums(layout, data.z, data.codes, W, A, jnp).all(data.pairs)
     p = jnp.sum(1.0 - aliased).astype(beta.dtype)

@@ -16,9 +16,9 @@ first line is enough. X is whitened, so with S = Z'WZ and C = Z'WX / sqrt(n)
 
 all from cross-products at hand: nothing is as large as a dense q x q matrix unless the
 plan has it so. theta starts at the Cholesky factor of Q. The criterion is stationary at
-a variance of zero, and has a lesser optimum there at times, so variances start no nearer
-to it than their standard errors (2 A^-1 is their covariance, relative to phi), and
-correlations stay away from +-1.
+a variance of zero, and has a lesser optimum there at times, so variances start no
+nearer to it than their standard errors (2 A^-1 is their covariance, relative to phi),
+and correlations stay away from +-1.
 
 The same code runs on NumPy and on JAX arrays.
 
