@@ -110,12 +110,13 @@ def _from_working_model(
         )
 
     zero = jnp.zeros((), beta.dtype)
+    ones = jnp.ones_like(data.y)
     first = _Search(
-        beta, beta, jnp.zeros_like(data.y), jnp.where(used, 1.0, 0.0).astype(beta.dtype),
-        zero - jnp.inf, zero == 0.0, jnp.zeros((), jnp.int32),
+        beta, beta, 0.0 * ones, jnp.where(used, ones, 0.0), zero - jnp.inf,
+        zero == 0.0, jnp.zeros((), jnp.int32),
     )  # fmt: skip
-    best = lax.while_loop(lambda s: s.going & (s.n < _MAX_ROUNDS), least_squares, first)
-    z, W = best.z, best.W
+    last = lax.while_loop(lambda s: s.going & (s.n < _MAX_ROUNDS), least_squares, first)
+    z, W = last.z, last.W
     mean = jnp.sum(W) / n
     T, aliased, _ = whitening(X, W / mean, jnp)
     T = T / jnp.sqrt(mean)
