@@ -254,7 +254,8 @@ def symmetric_eigen(H: Array, basis: Array) -> tuple[Array, Array]:
         A, U = carry
         p, is_lower = partner[i], lower[i]
         diag = jnp.diagonal(A)
-        off = jnp.where(p == index, 0.0, A[index, p])
+        # one number for both of a pair, or its two angles differ where delta is zero
+        off = jnp.where(p == index, 0.0, 0.5 * (A[index, p] + A[p, index]))
         delta = jnp.where(is_lower, diag - diag[p], diag[p] - diag)
         # the smaller angle with tan(2 angle) = 2 off / delta
         off_safe = jnp.where(off == 0.0, 1.0, off)

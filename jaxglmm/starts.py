@@ -146,7 +146,7 @@ def relative_covariances(
     index = _index(layout)
     xy = [_with_columns(cp, layout, f) for f in blocks]
     C = [v[:, :-1] / xp.sqrt(cp.n) for v in xy]
-    G = [xp.einsum("apj,bqj->abpq", c, c) for c in C]
+    G = [xp.transpose(xp.tensordot(c, c, (2, 2)), (0, 2, 1, 3)) for c in C]
     rows: list[list[Array]] = [[] for _ in blocks]
     t, s = [], []
     for f in blocks:

@@ -104,6 +104,17 @@ def test_eigen_from_the_vectors_of_a_matrix_nearby(rng):
     np.testing.assert_allclose(U @ U.T, np.eye(5), atol=1e-13)
 
 
+@pytest.mark.parametrize("m", [3, 4, 7])
+def test_eigenvectors_stay_orthogonal_where_values_repeat(rng, m):
+    B = rng.normal(size=(m, m))
+    U = eigen(np.ones((m, m)))[1]
+    np.testing.assert_allclose(U @ U.T, np.eye(m), atol=1e-13)
+    for H in (2.0 * np.eye(m) + np.ones((m, m)), B + B.T):
+        d, U = jax.tree.map(np.asarray, compiled_eigen(H, U))
+        np.testing.assert_allclose(U @ U.T, np.eye(m), atol=1e-13)
+        np.testing.assert_allclose(U @ np.diag(d) @ U.T, H, atol=1e-12 * m)
+
+
 def test_eigen_of_repeated_and_zero_eigenvalues():
     H = np.diag([0.0, 0.0, 3.0])
     d, U = eigen(H)
