@@ -33,6 +33,7 @@ from jaxglmm.typing import Array
 
 __all__ = [
     "Eliminated",
+    "ancestor",
     "conditional_covariances",
     "conditional_modes",
     "effects_from_noise",
@@ -88,7 +89,7 @@ def eliminate(
         for g in range(f + 1, layout.n_chain):
             up_g = jnp.swapaxes(up[f][g - f - 1], 0, 1)
             H_N = block_matmul(up_g, N_f)
-            level = _ancestor(cp.parents, f, g)
+            level = ancestor(cp.parents, f, g)
             n_levels = layout.blocks[g].n_levels
             own[g] = own[g] - _to_levels(
                 block_matmul(H_N, up[f][g - f - 1]), level, n_levels
@@ -122,7 +123,7 @@ def reduce_levels(Lam: Array, H: Array) -> tuple[Array, Array, Array]:
     return M_inv, block_matmul(block_matmul(L, M_inv), LT), logdet
 
 
-def _ancestor(parents: tuple[Array, ...], f: int, g: int) -> Array:
+def ancestor(parents: tuple[Array, ...], f: int, g: int) -> Array:
     """Level of block g in which each level of block f lies."""
     level = parents[f]
     for h in range(f + 1, g):
@@ -251,7 +252,7 @@ def solve_effects(
         b = factors[f] @ jnp.sum(done.M_inv[f] * half[f][None], axis=1)
         for g in range(f + 1, n_chain):
             moved = jnp.sum(done.up[f][g - f - 1] * b[:, None], axis=0)
-            level, n_levels = _ancestor(parents, f, g), layout.blocks[g].n_levels
+            level, n_levels = ancestor(parents, f, g), layout.blocks[g].n_levels
             half[g] = half[g] - factors[g].T @ _to_levels(moved, level, n_levels)
         if layout.tail:
             pull = pull + _tail_transposed(done.tail[f], b, layout.tail_size)
@@ -286,7 +287,7 @@ def _back_substitute(
         if layout.tail:
             rest = rest - Lam.T @ _apply_tail(done.tail[f], b_tail)
         for g in range(f + 1, layout.n_chain):
-            b_g = modes[g][:, _ancestor(parents, f, g)]
+            b_g = modes[g][:, ancestor(parents, f, g)]
             rest = rest - Lam.T @ jnp.sum(done.up[f][g - f - 1] * b_g[None], axis=1)
         spherical[f] = jnp.sum(done.M_inv[f] * rest[None], axis=1)  # (K, J)
         modes[f] = Lam @ spherical[f]
@@ -326,7 +327,7 @@ def effects_from_noise(
         if layout.tail:
             pull = pull + _apply_tail(done.tail[f], b_tail)
         for g in range(f + 1, n_chain):
-            b_g = modes[g][:, _ancestor(parents, f, g)]
+            b_g = modes[g][:, ancestor(parents, f, g)]
             pull = pull + jnp.sum(done.up[f][g - f - 1] * b_g[None], axis=1)
         pull = factors[f].T @ pull
         u[f] = noise[f].T - jnp.sum(done.M_inv[f] * pull[None], axis=1)
@@ -399,7 +400,7 @@ def _tail_share(
         return _tail_share_pairs(H, N, V_tail)
     follow = H[:, :q]
     for g in range(f + 1, layout.n_chain):
-        above = P[g][:, :, _ancestor(cp.parents, f, g)]
+        above = P[g][:, :, ancestor(cp.parents, f, g)]
         follow = follow + block_matmul(done.up[f][g - f - 1], above)
     P[f] = -block_matmul(N, follow)
     return jnp.einsum("kaj,ab,lbj->klj", P[f], V_tail, P[f])

@@ -64,7 +64,7 @@ def first_point(
     eta = jax.vmap(family.eta_start)(data.y, jnp.where(used, data.w, 1.0))
     eta = jnp.where(used, eta, data.offset[0])
     # whitened columns: least squares
-    n = jnp.sum(jnp.where(used, 1.0, 0.0))
+    n = jnp.sum(used.astype(data.y.dtype))
     rest = jnp.where(used, eta - data.offset[0], 0.0)
     beta = data.X[0].T @ rest / n
     usual = jnp.asarray(default_start(model.layout), data.y.dtype)
@@ -80,14 +80,14 @@ def _from_working_model(
 ) -> tuple[Array, Array]:
     """Beta (p,) by reweighted least squares, and theta (m,) by moments of the rest."""
     X, offset, used = data.X[0], data.offset[0], data.w > 0
-    n = jnp.sum(jnp.where(used, 1.0, 0.0))
+    n = jnp.sum(used.astype(data.y.dtype))
     psi = jnp.zeros(0, beta.dtype)
     unused = data.unused[: X.shape[1]]
 
     def working(beta):
         eta = offset + X @ beta
-        terms = row_terms(eta[:, None], psi, data, family)
-        W = row_terms(eta[:, None], psi, data, family, expected=True).W[:, 0, 0]
+        terms = row_terms(eta[:, None], psi, data, family, expected=True)
+        W = terms.W[:, 0, 0]
         fine = used & (W > 0) & jnp.isfinite(W)
         score = jnp.where(fine, terms.score[:, 0], 0.0)
         z = X @ beta + score / jnp.where(fine, W, 1.0)

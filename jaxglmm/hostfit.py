@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 _EXACT = 1e-14  # residuals over response: rounding
-_FEW_ROWS = 40  # of random models with 20 rows 1 in 50 has several optima, with 48 none
+_FEW_ROWS = 40  # of random models with 20 rows 1 in 50 has several optima
 _MORE_STARTS = 24
 _SAME = 1e-7  # difference in the objective between optima that are one
 _ZERO = 1e-8  # theta in inner units; changes the criterion by its square

@@ -28,6 +28,7 @@ from jaxglmm.inference.effects import linear_predictors
 from jaxglmm.inference.rows import (
     RowStatistics,
     generalized_residuals,
+    linear_residuals,
     own_values,
     row_statistics,
 )
@@ -313,23 +314,12 @@ class GLMM:
             ``deviance``: signed root of the unit deviance. ``scaled``: Pearson
             residuals, over sigma for Gaussian models.
         """
+        y = np.asarray(self.design.y)
         if self.is_generalized:
-            return pd.Series(
-                generalized_residuals(self._rows, np.asarray(self.design.y), type),
-                self.frame.row_index,
-                name=type,
-            )
-        raw = np.asarray(self.design.y) - self._mu
-        scale = {
-            "response": 1.0,
-            "working": 1.0,
-            "pearson": np.sqrt(self._weights),
-            "deviance": np.sqrt(self._weights),
-            "scaled": np.sqrt(self._weights) / self.sigma,
-        }
-        if type not in scale:
-            raise ValueError(f"unknown residuals {type!r}; use one of {list(scale)}")
-        return pd.Series(raw * scale[type], self.frame.row_index, name=type)
+            values = generalized_residuals(self._rows, y, type)
+        else:
+            values = linear_residuals(y - self._mu, self._weights, self.sigma, type)
+        return pd.Series(values, self.frame.row_index, name=type)
 
     # ---- prediction and simulation -------------------------------------------------
 

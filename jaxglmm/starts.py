@@ -8,9 +8,10 @@ level. With P the residual projection of X in the metric W, quadratic forms of y
     E y'P y       = sum_k t_k psi_k + phi dof,       t_i = tr(P V_i),              (1)
 
 a linear system for psi = phi q and the residual variance phi: the norm quadratic
-estimator at q = 0 (MINQUE). On balanced data it is the REML estimate wherever that is
-inside, and elsewhere near enough for Newton to need a few steps. Where phi is known the
-first line is enough. X is whitened, so with S = Z'WZ and C = Z'WX / sqrt(n)
+estimator at q = 0 (MINQUE). On balanced data with unstructured covariances it is the
+REML estimate wherever that is inside, and elsewhere near enough for Newton to need a
+few steps. Where phi is known the first line is enough. X is whitened, so with S = Z'WZ
+and C = Z'WX / sqrt(n)
 
     Z'PZ = S - C C',     tr(P V_i P V_k) = sum of products of its entries,         (2)
 
@@ -37,6 +38,7 @@ from jax import lax
 
 from jaxglmm.covariance import structure
 from jaxglmm.crossproducts import CrossProducts
+from jaxglmm.elimination import ancestor
 from jaxglmm.linalg import spd_inverse
 from jaxglmm.plan import Layout
 from jaxglmm.rowsums import SparseTail
@@ -91,13 +93,12 @@ def moment_start(
 class _Index(NamedTuple):
     """The V_i of every block, and where psi stands in the covariances.
 
-    ``pairs[f]``: effects a, b (m,) of block f. ``weight`` (m,): two for different
-    effects. ``gather`` (r, m) adds those that share a parameter. ``place[t]`` (k, k):
-    the parameter of each entry of Q, r for none.
+    ``pairs[f]``: effects a, b (m,) of block f. ``gather`` (r, m) adds those that share
+    a parameter, twice where a and b differ. ``place[t]`` (k, k): the parameter of each
+    entry of Q, r for none.
     """
 
     pairs: tuple[tuple[np.ndarray, np.ndarray], ...]
-    weight: np.ndarray
     gather: np.ndarray
     place: tuple[np.ndarray, ...]
 
@@ -123,16 +124,9 @@ def _index(layout: Layout) -> _Index:
             first += k
         pairs.append((np.array(a), np.array(b)))
     weight = np.concatenate([np.where(a == b, 1.0, 2.0) for a, b in pairs])
-    gather = np.eye(n_parameters)[:, owner]
-    return _Index(
-        tuple(pairs),
-        weight,
-        gather,
-        tuple(
-            np.where(place[t] < 0, n_parameters, place[t])
-            for t in range(len(layout.term_k))
-        ),
-    )
+    where = [place[t] for t in range(len(layout.term_k))]
+    where = [np.where(at < 0, n_parameters, at) for at in where]
+    return _Index(tuple(pairs), np.eye(n_parameters)[:, owner] * weight, tuple(where))
 
 
 def relative_covariances(
@@ -166,7 +160,7 @@ def relative_covariances(
             i, j = a[:, None], b[:, None]
             rows[f].append(0.5 * (full[j, c, i, d] + full[j, d, i, c]))
     dtype = cp.gram.dtype
-    gather = xp.asarray(index.gather * index.weight, dtype)
+    gather = xp.asarray(index.gather, dtype)
     A = xp.concatenate([xp.concatenate(r, axis=1) for r in rows])
     A = gather @ A @ gather.T
     q, error = _solve(
@@ -190,6 +184,7 @@ def _solve(A: Array, t: Array, s: Array, cp, xp, sigma2) -> tuple[Array, Array]:
     scale = xp.where(scale > 0, scale, 1.0)
     A = A / (scale[:, None] * scale[None, :])
     A = A + _RIDGE * xp.eye(A.shape[0], dtype=A.dtype)
+    # the inverse itself is wanted: its diagonal holds the estimates' variances
     inverse = np.linalg.inv(A) if xp is np else spd_inverse(A)[0]
     psi = inverse @ (s / scale) / scale
     error = xp.sqrt(2.0 * xp.diagonal(inverse)) / scale
@@ -265,10 +260,7 @@ def _between(cp: CrossProducts, layout: Layout, f: int, g: int) -> _Entries | Ar
     kf, kg = layout.blocks[f].k, layout.blocks[g].k
     Jf, Jg = layout.blocks[f].n_levels, layout.blocks[g].n_levels
     if g < layout.n_chain:
-        level = cp.parents[f]
-        for h in range(f + 1, g):
-            level = cp.parents[h][level]
-        return _Entries(cp.up[f][g - f - 1], (None, level))
+        return _Entries(cp.up[f][g - f - 1], (None, ancestor(cp.parents, f, g)))
     at = _tail_slice(layout, g)
     if f >= layout.n_chain:
         block = cp.gram[_tail_slice(layout, f), at].reshape(Jf, kf, Jg, kg)

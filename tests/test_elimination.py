@@ -168,7 +168,7 @@ def solved(theta, design, right):
 
 
 # explicit inverses of the leaf's blocks lose theta^4 eps where a dense factor loses
-# theta^2 eps: eight digits are left at standard deviations of 30 sigma
+# theta^2 eps: seven digits are left at standard deviations of 30 sigma
 @pytest.mark.parametrize(("size", "digits"), [(1.0, 11), (30.0, 7)])
 @pytest.mark.parametrize(
     ("name", "sparse"), [("nested and crossed", False), ("nested and crossed", True)]

@@ -261,6 +261,13 @@ def test_500_random_starts_reach_one_optimum(name):
     )
 
 
+@pytest.mark.parametrize("name", ["slope", "nested", "crossed"])
+def test_balanced_data_start_at_the_optimum(name):
+    # the moment equations are the REML equations there
+    data, formula = FORMULAS[name]
+    assert int(fit(jg.design(formula, jg.datasets.load(data))).n_iter) <= 2
+
+
 def test_a_fit_started_at_the_saddle_leaves_it(sleep_design):
     res = fit(sleep_design, start=jnp.zeros(3))
     assert int(res.status) == Status.CONVERGED

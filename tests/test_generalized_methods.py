@@ -180,6 +180,18 @@ def test_separation_is_named(groups):
     assert not m.converged
 
 
+def test_a_float32_design_stays_so_where_x64_is_on(cbpp):
+    design = jg.design(CBPP, cbpp)
+
+    def single(x):
+        return x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    fit = jg.fit(jax.tree.map(single, design), family="binomial")
+    assert fit.loglik.dtype == jnp.float32
+    assert bool(fit.converged)
+    np.testing.assert_allclose(fit.loglik, -92.026282, rtol=1e-5)
+
+
 ONES = np.arange(40) % 2  # the covariate, 20 rows each
 COUNTS = np.tile([1.0, 2.0, 3.0, 5.0], 10)
 HURDLE = ZeroInflated(TruncatedNegativeBinomial())

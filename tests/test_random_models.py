@@ -155,6 +155,20 @@ def test_linear_models_reach_what_dense_matrices_find(name, n_examples):
     assert np.mean([isinstance(s, Status) and s.ok for s in ended]) > 0.6, ended
 
 
+# 48 rows each; from next to zero Newton ends at a lesser optimum with no variance
+@pytest.mark.parametrize(
+    ("name", "method", "seed", "objective"),
+    [
+        ("uncorrelated", "ML", 31341285, -233.20555082294294),
+        ("crossed", "REML", 683, 1435.9804834864112),
+    ],
+)
+def test_a_lesser_optimum_at_zero_is_passed_by(name, method, seed, objective):
+    m = fitted(FORMULAS[name], linear_data(seed, name), method=method, weights="w")
+    assert m.status == Status.CONVERGED
+    np.testing.assert_allclose(m.fit.objective, objective, atol=1e-5)
+
+
 @pytest.mark.parametrize("n", [24, 40])
 def test_few_rows_do_not_hide_that_terms_say_the_same(n):
     rng = np.random.default_rng(0)
@@ -278,3 +292,11 @@ def test_generalized_models_are_at_a_maximum(family, link, formula, n_examples):
     check()
     answers = [s.ok or s == Status.SEPARATED for s in ended]
     assert np.mean(answers) > (0.1 if link == "sqrt" else 0.8), ended
+
+
+@pytest.mark.parametrize("seed", [322, 384])
+def test_reweighted_least_squares_that_go_astray_are_no_start(seed):
+    # one count of a thousand beside zeros far out in x
+    data = generalized_data(seed, "poisson")
+    m = fitted("y ~ x + (x | a)", data, family="poisson", link="log")
+    assert m.status.ok

@@ -129,3 +129,19 @@ def generalized_residuals(rows: RowStatistics, y: np.ndarray, type: str) -> np.n
     if np.isnan(values).all():
         raise ValueError(f"this family gives no {type} residuals")
     return values
+
+
+def linear_residuals(
+    raw: np.ndarray, weights: np.ndarray, sigma: float, type: str
+) -> np.ndarray:
+    """Residuals of a linear model, (n,), from y less its conditional mean."""
+    scale = {
+        "response": 1.0,
+        "working": 1.0,
+        "pearson": np.sqrt(weights),
+        "deviance": np.sqrt(weights),
+        "scaled": np.sqrt(weights) / sigma,
+    }
+    if type not in scale:
+        raise ValueError(f"unknown residuals {type!r}; use one of {list(scale)}")
+    return raw * scale[type]
