@@ -19,7 +19,7 @@ from jaxglmm.families import (
     WithDispersion,
     ZeroInflated,
 )
-from jaxglmm.fitting import as_float
+from jaxglmm.fitting import _warn_float32, as_float
 from jaxglmm.generalized import How, fit_rows
 from jaxglmm.separation import separating_direction
 
@@ -186,7 +186,9 @@ def test_a_float32_design_stays_so_where_x64_is_on(cbpp):
     def single(x):
         return x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
-    fit = jg.fit(jax.tree.map(single, design), family="binomial")
+    _warn_float32.cache_clear()
+    with pytest.warns(jg.NoticeWarning, match="float32"):
+        fit = jg.fit(jax.tree.map(single, design), family="binomial")
     assert fit.loglik.dtype == jnp.float32
     assert bool(fit.converged)
     np.testing.assert_allclose(fit.loglik, -92.026282, rtol=1e-5)
