@@ -50,6 +50,7 @@ _HOMES = {
     "clear_cache": "compiled",
     "design": "doors",
     "fit": "fitting",
+    "fit_batch": "studies.batch",
     "glmm": "doors",
     "loglik": "fitting",
     "register_structure": "covariance",
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
     from jaxglmm.results import Fit as Fit
     from jaxglmm.results import Params as Params
     from jaxglmm.simulation import simulate as simulate
+    from jaxglmm.studies.batch import fit_batch as fit_batch
 
 
 def __getattr__(name: str) -> Any:

@@ -38,12 +38,15 @@ import jaxglmm
 __all__ = ["cache_dir", "clear_cache", "run"]
 
 _MAX_BYTES = 300_000_000
-_QUICK = "xla_cpu_use_fusion_emitters"
+_QUICK = ("xla_cpu_use_fusion_emitters", False)
+_PLAIN = ("xla_cpu_experimental_ynn_fusion_type", "")
 _MANY = 20_000  # numbers in the arguments, from which the code's speed counts more
 _programs: dict[Any, Any] = {}
 
 
-def run(fn: Callable, static: tuple, *args, keep: bool = True) -> Any:
+def run(
+    fn: Callable, static: tuple, *args, keep: bool = True, lanes: str | None = None
+) -> Any:
     """Call ``fn(*static, *args)`` compiled in float64; NumPy arrays in and out.
 
     Parameters
@@ -55,6 +58,8 @@ def run(fn: Callable, static: tuple, *args, keep: bool = True) -> Any:
     *args : pytrees of NumPy arrays
     keep : bool
         Whether the program may be kept on disk.
+    lanes : {"linear", "generalized"}, optional
+        Of a program that maps a fit over lanes: the kind of model.
 
     Returns
     -------
@@ -62,43 +67,54 @@ def run(fn: Callable, static: tuple, *args, keep: bool = True) -> Any:
     """
     leaves, treedef = jax.tree.flatten(args)
     shapes = tuple((np.shape(x), np.result_type(x).str) for x in leaves)
-    key = (fn, static, treedef, shapes)
+    key = (fn, static, treedef, shapes, lanes)
     program = _programs.get(key)
     with jax.enable_x64(True):
         if program is None:
-            program = _get(fn, static, args, treedef, shapes, keep)
+            program = _get(fn, static, args, treedef, shapes, keep, lanes)
             _programs[key] = program
         return jax.tree.map(np.asarray, program(*args))
 
 
-def _get(fn, static, args, treedef, shapes, keep):
+def _get(fn, static, args, treedef, shapes, keep, lanes):
     path = _path(fn, static, treedef, shapes) if keep else None
     program = _load(path) if path else None
     if program is None:
         lowered = jax.jit(functools.partial(fn, *static)).lower(*args)
         size = sum(np.size(x) for x in jax.tree.leaves(args))
-        program = lowered.compile(_quick_options() if size < _MANY else None)
+        program = lowered.compile(_options(size < _MANY, lanes))
         _return_memory()
         if path:
             _store(path, program)
     return program
 
 
-@functools.cache
-def _quick_options() -> dict[str, str | bool]:
-    """Compiler options for short arrays: none where they are unknown or set already.
+def _options(short: bool, lanes: str | None) -> dict[str, str | bool]:
+    """Compiler options that suit short arrays, or lanes of a kind of model.
 
     XLA's older way of generating CPU code takes half to two thirds of the time to
     compile; what it makes is as fast on short arrays, and a third slower on long ones.
+    For lanes it makes faster code of elementwise work, and sums over rows a loop that
+    is slower. XLA hands many small sums to a library for large ones, which for lanes
+    takes two to three times as long.
     """
-    chosen = _QUICK in os.environ.get("XLA_FLAGS", "")
-    if chosen or jax.default_backend() != "cpu":
-        return {}
+    if lanes is None:
+        wanted = [_QUICK] if short else []
+    else:
+        wanted = [_PLAIN, _QUICK] if lanes == "linear" else [_PLAIN]
+    return dict(option for option in wanted if _is_known(*option))
+
+
+@functools.cache
+def _is_known(name: str, value: str | bool) -> bool:
+    """Whether an option can be set here and is not set by the user."""
+    if name in os.environ.get("XLA_FLAGS", "") or jax.default_backend() != "cpu":
+        return False
     try:
-        jax.jit(jnp.negative).lower(1.0).compile({_QUICK: False})
+        jax.jit(jnp.negative).lower(1.0).compile({name: value})
     except jax.errors.JaxRuntimeError:  # another version of XLA
-        return {}
-    return {_QUICK: False}
+        return False
+    return True
 
 
 def _return_memory() -> None:

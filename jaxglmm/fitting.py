@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,16 @@ from jaxglmm.quadrature import check_quadrature
 from jaxglmm.results import Fit, Params, check_params
 from jaxglmm.typing import Array
 
-__all__ = ["as_float", "check_method", "fit", "loglik", "reml_flag"]
+__all__ = [
+    "What",
+    "as_float",
+    "check_fit",
+    "check_method",
+    "fit",
+    "fit_checked",
+    "loglik",
+    "reml_flag",
+]
 
 
 def fit(
@@ -98,35 +108,63 @@ def fit(
     ...     round(float(jax.jit(jg.fit)(design).objective), 4)
     319.6543
     """
+    what, design = check_fit(design, family, method, n_quad, priors, start, control)
+    return fit_checked(what, design, start)
+
+
+class What(NamedTuple):
+    """The static part of a fit: checked, complete and hashable."""
+
+    family: Family
+    method: str
+    how: How
+    control: Control
+
+
+def check_fit(
+    design: Design, family, method, n_quad, priors, start, control: Control | None
+) -> tuple[What, Design]:
+    """Check the arguments of :func:`fit`; the design with arrays of one dtype."""
     family = family_by_name(family)
     method = check_method(family, method, priors)
     design = as_float(design)
     check_predictors(family, design)
     how = check_how(method, n_quad, design, priors)
-    control = control or Control()
-    if is_linear(family) and method in ("REML", "ML"):
-        return _fit_linear(design, reml_flag(method), start, control)
+    if method == "PQL":
+        check_pql(family)
     if start is not None and jnp.shape(start) != (design.n_theta,):
         raise ValueError(
             f"start must have shape ({design.n_theta},); found {jnp.shape(start)}"
         )
+    return What(family, method, how, control or Control()), design
+
+
+def fit_checked(
+    what: What, design: Design, start: Array | None, max_iter: Array | None = None
+) -> Fit:
+    """Fit; ``max_iter`` (), which may be traced, goes before the control's.
+
+    PQL, whose rounds are not evaluations, does not heed it.
+    """
+    family, method, how, control = what
+    if is_linear(family) and method in ("REML", "ML"):
+        return _fit_linear(design, reml_flag(method), start, control, max_iter)
     if method == "PQL":
-        check_pql(family)
         return _fit_pql(design, family, start, control)
-    return _fit_generalized(design, family, start, control, how)
+    return _fit_generalized(design, family, start, control, how, max_iter)
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _fit_linear(design: Design, reml, start, control: Control) -> Fit:
+def _fit_linear(design: Design, reml, start, control: Control, max_iter) -> Fit:
     cp, units = cross_products(design)
     theta0 = start_theta(cp, design.layout, units, start)
-    raw = estimate(cp, design.layout, reml, theta0, control)
+    raw = estimate(cp, design.layout, reml, theta0, control, max_iter=max_iter)
     return to_user_units(raw, units)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 3, 4))
-def _fit_generalized(design: Design, family, start, control, how) -> Fit:
-    return fit_rows(design, family, start, control, how)
+def _fit_generalized(design: Design, family, start, control, how, max_iter) -> Fit:
+    return fit_rows(design, family, start, control, how, max_iter=max_iter)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 3))

@@ -192,10 +192,12 @@ def fit_rows(
     control: Control,
     how: How,
     spare: Array | int = 0,
+    max_iter: Array | None = None,
 ) -> Fit:
     """Fit a design by Laplace or quadrature; every array may be traced.
 
-    ``spare`` counts columns of any X that are there for padding alone.
+    ``spare`` counts columns of any X that are there for padding alone; ``max_iter`` ()
+    goes before the control's.
     """
     model = _model(design, family, control, how)
     data, scales = inner_rows(design, family)
@@ -203,7 +205,7 @@ def fit_rows(
     if start is not None:
         theta = scales.maps.theta @ jnp.asarray(start, data.y.dtype)
     point = first_point(model, data, theta)
-    raw = estimate_rows(model, control, data, point)
+    raw = estimate_rows(model, control, data, point, max_iter)
     fit = to_user_units(raw, scales, spare, how.reml)
     if how.prior is None:
         return fit
@@ -213,7 +215,11 @@ def fit_rows(
 
 
 def estimate_rows(
-    model: GeneralizedModel, control: Control, data: RowData, first: Point
+    model: GeneralizedModel,
+    control: Control,
+    data: RowData,
+    first: Point,
+    max_iter: Array | None = None,
 ) -> GeneralizedRaw:
     """Fit from rows in inner units; the one program behind both doors."""
     layout = model.layout
@@ -221,7 +227,7 @@ def estimate_rows(
     if model.reml:
         first = first._replace(beta=(first.beta[0][:0], *first.beta[1:]))
     x0 = model.join(first)
-    minimum = solve(model, control, data, x0, frame0)
+    minimum = solve(model, control, data, x0, frame0, max_iter)
     mode = model.mode(minimum.x, minimum.frame, data)
     at = model.at(minimum.x, mode, data)
     b = effects(mode.u, block_factors(at.theta, layout, minimum.frame.order))

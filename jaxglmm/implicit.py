@@ -56,10 +56,18 @@ class Model(Protocol):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def solve(model: Model, control: Control, data: Any, x0: Array, frame0: Any) -> Minimum:
+def solve(
+    model: Model,
+    control: Control,
+    data: Any,
+    x0: Array,
+    frame0: Any,
+    max_iter: Array | None,
+) -> Minimum:
     """Minimize the model's objective from x0, whose meaning is ``frame0``.
 
-    Only ``x`` and ``value`` have derivatives.
+    ``max_iter`` () goes before the control's. Only ``x`` and ``value`` have
+    derivatives.
     """
 
     def objective(x, frame):
@@ -70,14 +78,17 @@ def solve(model: Model, control: Control, data: Any, x0: Array, frame0: Any) -> 
         return model.reframe(x, frame, data)
 
     fn, tol = model.derivatives(data)
-    return minimize(objective, x0, control, fn, tol=tol, frame=frame0, reframe=reframe)
+    return minimize(
+        objective, x0, control, fn, tol=tol, frame=frame0, reframe=reframe,
+        max_iter=max_iter,
+    )  # fmt: skip
 
 
 @solve.defjvp
 def _solve_jvp(model, control, primals, tangents):
-    data, x0, frame0 = primals
-    d_data, _, _ = tangents
-    out = solve(model, control, data, x0, frame0)
+    data, x0, frame0, max_iter = primals
+    d_data, _, _, _ = tangents
+    out = solve(model, control, data, x0, frame0, max_iter)
     x, frame = out.x, out.frame
 
     def gradient(data):

@@ -103,9 +103,6 @@ def start_theta(cp: CrossProducts, layout: Layout, units: Units, start) -> Array
     """Starting theta in inner units."""
     if start is not None:
         given = jnp.asarray(start, cp.gram.dtype)
-        m = units.maps.theta.shape[0]
-        if given.shape != (m,):
-            raise ValueError(f"start must have shape ({m},); found {given.shape}")
         return jnp.clip(units.maps.theta @ given, -_FARTHEST, _FARTHEST)
     return moment_start(cp, layout, jnp)
 
@@ -117,14 +114,17 @@ def estimate(
     theta0: Array,
     control: Control,
     sigma2: Array | None = None,
+    max_iter: Array | None = None,
 ) -> Raw:
     """Fit from cross-products alone; the one program behind both doors.
 
-    ``sigma2`` () in inner units where it is known.
+    ``sigma2`` () in inner units where it is known; ``max_iter`` () goes before the
+    control's.
     """
     reml = jnp.asarray(reml, cp.gram.dtype)
     order = first_order(layout, cp.gram.dtype)
-    minimum = solve(LinearModel(layout), control, (cp, reml, sigma2), theta0, order)
+    data = cp, reml, sigma2
+    minimum = solve(LinearModel(layout), control, data, theta0, order, max_iter)
     theta = canonical(minimum.x, minimum.frame, layout)
     factors = block_factors(theta, layout)
     at, done = profile(factors, cp, layout, reml, sigma2)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxglmm.optimize.newton import Minimum, minimize_newton, stay
 
-__all__ = ["Minimum", "minimize", "value_grad_hess"]
+__all__ = ["Minimum", "iteration_limit", "minimize", "value_grad_hess"]
 
 
 def value_grad_hess(objective):
@@ -27,24 +27,33 @@ def value_grad_hess(objective):
     return fn
 
 
+def iteration_limit(control) -> int:
+    """The largest number of evaluations."""
+    if control.max_iter is not None:
+        return control.max_iter
+    return {"newton": 50, "lbfgs": 500}.get(str(control.optimizer), 5_000)
+
+
 def minimize(
-    objective, x0, control, fn=None, *, tol=None, frame=(), reframe=stay
+    objective, x0, control, fn=None, *, tol=None, frame=(), reframe=stay, max_iter=None
 ) -> Minimum:
     """Minimize with the optimizer that ``control.optimizer`` names or is.
 
     ``fn`` gives value, gradient and Hessian where a better way than differentiating
-    the objective is known; ``tol`` is a default for ``control.tol``.
+    the objective is known; ``tol`` is a default for ``control.tol``; ``max_iter`` (),
+    which may be traced, goes before ``control.max_iter``.
     """
     fn = value_grad_hess(objective) if fn is None else fn
     tol = control.tol if control.tol is not None else tol
+    if max_iter is None:
+        max_iter = iteration_limit(control)
     if control.optimizer == "newton":
-        max_iter = 50 if control.max_iter is None else control.max_iter
         return minimize_newton(
             fn, x0, max_iter=max_iter, tol=tol, frame=frame, reframe=reframe
         )
     from jaxglmm.optimize.optax_loop import minimize_optax
 
     return minimize_optax(
-        objective, fn, x0, control.optimizer, control.max_iter, control.tol,
+        objective, fn, x0, control.optimizer, max_iter, control.tol,
         control.learning_rate, frame=frame, reframe=reframe,
     )  # fmt: skip

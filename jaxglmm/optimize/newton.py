@@ -141,7 +141,7 @@ def minimize_newton(
     fn: Callable[[Array, Any], tuple[Array, Array, Array]],
     x0: Array,
     *,
-    max_iter: int = 50,
+    max_iter: int | Array = 50,
     tol: float | None = None,
     radius: float = 2.0,
     frame: Any = (),
@@ -155,7 +155,7 @@ def minimize_newton(
         Parameters should be of comparable, unit-like scale.
     x0 : Array, (m,)
         Start.
-    max_iter : int
+    max_iter : int or Array, ()
         Largest number of evaluations.
     tol : float, optional
         Decrement g' H^-1 g at which to stop; by default eps^0.8, 1e-6 standard errors

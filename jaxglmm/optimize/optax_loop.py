@@ -84,7 +84,7 @@ def minimize_optax(
     value_grad_hess: Callable[[Array, Any], tuple[Array, Array, Array]],
     x0: Array,
     optimizer: Any,
-    max_iter: int | None,
+    max_iter: int | Array,
     tol: float | None,
     learning_rate: float | None,
     *,
@@ -95,8 +95,6 @@ def minimize_optax(
     transform = optax.with_extra_args_support(
         optimizer_by_name(optimizer, learning_rate)
     )
-    if max_iter is None:
-        max_iter = 500 if optimizer == "lbfgs" else 5_000
     eps = float(jnp.finfo(x0.dtype).eps)
     stop = max(eps**0.6, 1e-10) if tol is None else tol
     # the decrement is in the objective's units: below this the fit is done

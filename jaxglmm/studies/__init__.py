@@ -1,0 +1,1 @@
+"""Many fits at once: batches, recovery, power and the bootstrap."""

@@ -1,0 +1,241 @@
+"""Thousands of independent fits: lanes, in tiles, in threads, over devices.
+
+A *lane* is one fit. A pure function ``one(*static, shared, lane, max_iter)`` is mapped
+over the lanes of a *tile*, whose arrays fit into a processor's cache; tiles run in host
+threads or, where there are several devices, one part of a tile on each. A *chunk* is a
+few tiles, and what a caller is handed.
+
+A mapped loop goes on until its slowest lane is done. So the limit on evaluations is an
+argument of the compiled program: a tile stops at a cap, and the lanes of a chunk that
+have not finished by then are gathered and fitted again, from their start, without it.
+With n_i the evaluations that lane i needs, a tile costs about
+
+    c + max_i n_i share(n_i > c)                                                   (1)
+
+evaluations per lane at cap c. The first chunk is one tile without a cap; c minimizes
+(1) on it. A lane's numbers do not depend on the cap.
+
+Shapes: arrays of a tile and of a chunk have their lanes in front, (L, ...).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from jaxglmm.compiled import run
+from jaxglmm.studies.progress import Progress
+
+__all__ = ["Chunk", "Engine", "Outcome", "collect", "spans"]
+
+_CHUNK_TILES = 16
+_WORTH = 0.9  # share of the cost to which a cap must bring it
+
+
+class Outcome(NamedTuple):
+    """What a lane function returns: its result, and what the engine asks of it."""
+
+    result: Any
+    n_iter: Any  # () int: evaluations that the limit counts
+    converged: Any  # () bool, for the progress bar
+
+
+class Chunk(NamedTuple):
+    """Outcomes of lanes start ... stop - 1, as NumPy arrays (stop - start, ...)."""
+
+    start: int
+    stop: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class _Mapped:
+    """A module-level lane function, with a repr that says all about it."""
+
+    one: Callable
+    tile: int
+    n_devices: int
+
+    def __repr__(self):
+        one = self.one
+        return f"{one.__module__}.{one.__qualname__}/{self.tile}/{self.n_devices}"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How lanes are run; the numbers do not depend on it.
+
+    Parameters
+    ----------
+    tile : int
+        Lanes that are mapped together on one device; 1 for one after another.
+    threads : int
+        Tiles that run at the same time where there is one device.
+    devices : tuple of jax.Device
+        Of this process.
+    keep : bool
+        Whether the compiled program may be kept on disk.
+    kind : {"linear", "generalized"}
+        The model, for the compiler's options.
+    """
+
+    tile: int
+    threads: int
+    devices: tuple[Any, ...]
+    keep: bool
+    kind: str
+
+    @property
+    def width(self) -> int:
+        """Lanes of a call."""
+        return self.tile * len(self.devices)
+
+    def call(self, one, static: tuple, shared, lanes, max_iter: int) -> Outcome:
+        """Run as many lanes as there are, at most ``width``; NumPy in and out."""
+        n = len(jax.tree.leaves(lanes)[0])
+        missing = self.width - n
+        if missing:  # run the last one again
+            lanes = jax.tree.map(
+                lambda x: np.concatenate([x, np.repeat(x[-1:], missing, 0)]), lanes
+            )
+        mapped = _Mapped(one, self.tile, len(self.devices))
+        devices = self.devices if len(self.devices) > 1 else ()
+        limit = np.int32(max_iter)
+        out = run(
+            _tile, (mapped, devices, *static), shared, lanes, limit,
+            keep=self.keep, lanes=self.kind if self.tile > 1 else None,
+        )  # fmt: skip
+        return jax.tree.map(lambda x: x[:n], out) if missing else out
+
+    def chunks(
+        self,
+        one: Callable,
+        static: tuple,
+        shared: Any,
+        lanes: Callable[[np.ndarray], Any],
+        n: int,
+        limit: int,
+        progress: Progress,
+        done: Callable[[int], Any] = lambda index: None,
+    ) -> Iterator[Chunk]:
+        """Results of all lanes, chunk by chunk, in order.
+
+        Parameters
+        ----------
+        one, static, shared
+            ``one(*static, shared, lane, max_iter) -> Outcome``.
+        lanes : callable
+            Lane numbers (L,) -> pytree of NumPy arrays (L, ...).
+        n : int
+            Number of lanes.
+        limit : int
+            Largest number of evaluations of a lane; 0 where there is none.
+        progress : Progress
+        done : callable
+            Chunk number -> Outcome of a chunk that was finished earlier, or None.
+        """
+        cap = limit
+        with ThreadPoolExecutor(self.threads) as pool:
+            for index, (start, stop) in enumerate(spans(n, self.width)):
+                out = done(index)
+                earlier = out is not None
+                if out is None:
+                    work = functools.partial(self.call, one, static, shared)
+                    at = np.arange(start, stop)
+                    out = self._capped(pool, work, lanes, at, cap, limit)
+                if index == 0:
+                    cap = best_cap(out.n_iter, limit)
+                progress.update(stop - start, int(np.sum(~out.converged)), earlier)
+                yield Chunk(start, stop, out)
+
+    def _capped(self, pool, work, lanes, at: np.ndarray, cap: int, limit: int):
+        """Outcomes of the lanes ``at``, first with a cap on their evaluations."""
+        out = self._tiles(pool, work, lanes, at, cap)
+        unfinished = np.flatnonzero(out.n_iter >= cap) if cap < limit else []
+        if len(unfinished):
+            rest = self._tiles(pool, work, lanes, at[unfinished], limit)
+            jax.tree.map(functools.partial(_put, unfinished), out, rest)
+        return out
+
+    def _tiles(self, pool, work, lanes, at: np.ndarray, max_iter: int) -> Outcome:
+        parts = [at[i : i + self.width] for i in range(0, len(at), self.width)]
+        first = work(lanes(parts[0]), max_iter)  # compiles
+        if len(parts) == 1:
+            return first
+        rest = list(pool.map(lambda part: work(lanes(part), max_iter), parts[1:]))
+        return jax.tree.map(lambda *x: np.concatenate(x), first, *rest)
+
+
+def _put(at: np.ndarray | slice, x: np.ndarray, new: np.ndarray) -> None:
+    x[at] = new
+
+
+def spans(n: int, width: int) -> list[tuple[int, int]]:
+    """First and last + 1 lane of every chunk: one tile, then many at a time."""
+    edges = [0, *range(width, n, _CHUNK_TILES * width), n]
+    return list(itertools.pairwise(edges))
+
+
+def best_cap(n_iter: np.ndarray, limit: int) -> int:
+    """The cap that minimizes (1), or the limit where none is worth it."""
+    most = int(n_iter.max(initial=0))
+    if most >= limit:
+        most = limit
+    cost = [(c + most * np.mean(n_iter >= c), c) for c in range(2, most)]
+    least, cap = min(cost, default=(np.inf, limit))
+    return cap if least < _WORTH * most else limit
+
+
+def _tile(mapped: _Mapped, devices: tuple, *args):
+    """The compiled program: one tile on each of the devices."""
+    *static, shared, lanes, max_iter = args
+
+    def on_device(shared, lanes, max_iter):
+        if mapped.tile == 1:  # mapping over one lane costs more than none
+            lane = jax.tree.map(lambda x: x[0], lanes)
+            out = mapped.one(*static, shared, lane, max_iter)
+            return jax.tree.map(lambda x: jnp.asarray(x)[None], out)
+        one = functools.partial(mapped.one, *static)
+        return jax.vmap(one, (None, 0, None))(shared, lanes, max_iter)
+
+    if not devices:
+        return on_device(shared, lanes, max_iter)
+    mesh = jax.sharding.Mesh(np.array(devices), ("lanes",))
+    everywhere, split = PartitionSpec(), PartitionSpec("lanes")
+    on_all = jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(everywhere, split, everywhere),
+        out_specs=split,
+        check_vma=False,
+    )
+    return on_all(shared, lanes, max_iter)
+
+
+def collect(chunks: Iterator[Chunk], n: int) -> Any:
+    """Results of all lanes in one pytree of NumPy arrays (n, ...)."""
+    out: Any = None
+    for chunk in chunks:
+        result = chunk.outcome.result
+        if out is None:
+            out = jax.tree.map(lambda x: np.empty((n, *x.shape[1:]), x.dtype), result)
+        put = functools.partial(_put, slice(chunk.start, chunk.stop))
+        jax.tree.map(put, out, result)
+    return out
+
+
+def default_threads() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
