@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Control": "control",
+    "CheckpointError": "errors",
     "ConvergenceError": "errors",
     "ConvergenceWarning": "errors",
     "DataError": "errors",
@@ -47,12 +48,16 @@ _HOMES = {
     "Status": "errors",
     "Structure": "covariance",
     "Term": "designs",
+    "bootstrap_lrt": "studies.bootstrap",
     "clear_cache": "compiled",
     "design": "doors",
     "fit": "fitting",
     "fit_batch": "studies.batch",
     "glmm": "doors",
     "loglik": "fitting",
+    "power": "studies.power",
+    "power_curve": "studies.power",
+    "recovery_study": "studies.recovery",
     "register_structure": "covariance",
     "simulate": "simulation",
 }
@@ -70,6 +75,7 @@ if TYPE_CHECKING:
     from jaxglmm.designs import Term as Term
     from jaxglmm.doors import design as design
     from jaxglmm.doors import glmm as glmm
+    from jaxglmm.errors import CheckpointError as CheckpointError
     from jaxglmm.errors import ConvergenceError as ConvergenceError
     from jaxglmm.errors import ConvergenceWarning as ConvergenceWarning
     from jaxglmm.errors import DataError as DataError
@@ -102,6 +108,10 @@ if TYPE_CHECKING:
     from jaxglmm.results import Params as Params
     from jaxglmm.simulation import simulate as simulate
     from jaxglmm.studies.batch import fit_batch as fit_batch
+    from jaxglmm.studies.bootstrap import bootstrap_lrt as bootstrap_lrt
+    from jaxglmm.studies.power import power as power
+    from jaxglmm.studies.power import power_curve as power_curve
+    from jaxglmm.studies.recovery import recovery_study as recovery_study
 
 
 def __getattr__(name: str) -> Any:

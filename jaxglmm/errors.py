@@ -9,6 +9,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 __all__ = [
+    "CheckpointError",
     "ConvergenceError",
     "ConvergenceWarning",
     "DataError",
@@ -34,6 +35,10 @@ class DataError(JaxGLMMError, ValueError):
 
 class DesignError(JaxGLMMError, ValueError):
     """Arrays given to the functional door do not fit together."""
+
+
+class CheckpointError(JaxGLMMError, RuntimeError):
+    """The folder of a study cannot be used, or holds another study."""
 
 
 class ConvergenceError(JaxGLMMError, RuntimeError):

@@ -6,6 +6,7 @@ The numbers are those of a Fit in NumPy arrays; here they meet the names.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
@@ -32,12 +33,16 @@ from jaxglmm.inference.rows import (
     own_values,
     row_statistics,
 )
-from jaxglmm.results import Fit
+from jaxglmm.results import Fit, Params
 from jaxglmm.verdict import verdict
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from jaxglmm.control import Control
     from jaxglmm.inference.laplace_error import LaplaceError
     from jaxglmm.inference.matrices import Matrices
+    from jaxglmm.studies.bootstrap import Bootstrap
 
 __all__ = ["GLMM"]
 
@@ -47,7 +52,8 @@ class GLMM:
     """A fitted mixed model with its names. Made by :func:`glmm`.
 
     ``fit`` holds the numbers (:class:`jaxglmm.Fit`, NumPy arrays), ``design`` the
-    arrays, ``frame`` the names and the encodings that new data need.
+    arrays, ``frame`` the names and the encodings that new data need; ``n_quad`` and
+    ``priors`` are as :func:`glmm` was given them.
     """
 
     fit: Fit
@@ -56,6 +62,8 @@ class GLMM:
     family: Family
     method: str
     formula: str
+    n_quad: int | None = None
+    priors: Callable[[Params], Any] | None = None
 
     # ---- estimates -----------------------------------------------------------------
 
@@ -418,6 +426,65 @@ class GLMM:
             raise ValueError(f"level must lie between 0 and 1; found {level}")
         half = NormalDist().inv_cdf(0.5 + level / 2.0) * self.se
         return pd.DataFrame({"lower": self.fixef - half, "upper": self.fixef + half})
+
+    def bootstrap(
+        self,
+        n: int = 1000,
+        *,
+        key: Any,
+        kind: str = "parametric",
+        by: str | None = None,
+        statistic: Callable[[Fit], Any] | None = None,
+        control: Control | None = None,
+        tile: int | None = None,
+        threads: int | None = None,
+        devices: Sequence[Any] | None = None,
+        checkpoint: str | Path | None = None,
+        progress: bool = True,
+    ) -> Bootstrap:
+        """Refit samples drawn from the model or from its data.
+
+        Parameters
+        ----------
+        n : int
+            Number of samples.
+        key : int or PRNG key
+            The same key gives the same samples, whatever the machine.
+        kind : {"parametric", "semiparametric", "cases"}
+            Responses from the model at its estimates; from its conditional modes and
+            residuals, scaled to the estimated covariances (linear models); or whole
+            levels of a grouping factor with their rows.
+        by : str, optional
+            For ``"cases"``, and for BCa intervals: the grouping factor, where factors
+            are crossed; else the outermost.
+        statistic : callable, optional
+            A JAX function of a :class:`Fit` whose value, a number or an array, is
+            followed beside the parameters.
+        control : Control, optional
+        tile, threads, devices, progress
+            As for :func:`jaxglmm.fit_batch`.
+        checkpoint : str or Path, optional
+            Folder for finished chunks, so that the same call goes on where it was
+            stopped.
+
+        Returns
+        -------
+        Bootstrap
+            Replicates of every parameter, with ``confint(method=...)``.
+
+        Examples
+        --------
+        >>> import jaxglmm as jg
+        >>> m = jg.glmm("Yield ~ 1 + (1 | Batch)", jg.datasets.dyestuff())
+        >>> b = m.bootstrap(200, key=1, progress=False)
+        >>> b.replicates.shape
+        (200, 3)
+        """
+        from jaxglmm.studies.bootstrap import bootstrap
+        from jaxglmm.studies.study import Running
+
+        running = Running(tile, threads, devices, progress, checkpoint)
+        return bootstrap(self, n, key, kind, by, statistic, control, running)
 
     def laplace_error(
         self, n: int = 1000, *, key: Any, tol: float = 0.1

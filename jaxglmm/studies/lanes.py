@@ -126,9 +126,9 @@ class Engine:
         n: int,
         limit: int,
         progress: Progress,
-        done: Callable[[int], Any] = lambda index: None,
-    ) -> Iterator[Chunk]:
-        """Results of all lanes, chunk by chunk, in order.
+        done: Callable[[int], Outcome | None] | None = None,
+    ) -> Iterator[tuple[int, Chunk]]:
+        """Numbered chunks of all lanes, in order; of several processes' its own.
 
         Parameters
         ----------
@@ -141,29 +141,38 @@ class Engine:
         limit : int
             Largest number of evaluations of a lane; 0 where there is none.
         progress : Progress
-        done : callable
+        done : callable, optional
             Chunk number -> Outcome of a chunk that was finished earlier, or None.
         """
-        cap = limit
+        cap, parts = limit, spans(n, self.width)
+        process, n_processes = jax.process_index(), jax.process_count()
+        if len(parts) < n_processes:
+            raise ValueError(
+                f"{n} lanes make {len(parts)} chunks, too few for {n_processes} "
+                "processes: give a smaller tile, or fewer processes"
+            )
         with ThreadPoolExecutor(self.threads) as pool:
-            for index, (start, stop) in enumerate(spans(n, self.width)):
-                out = done(index)
+            for index, (start, stop) in enumerate(parts):
+                if index % n_processes != process:
+                    continue
+                out = None if done is None else done(index)
                 earlier = out is not None
                 if out is None:
                     work = functools.partial(self.call, one, static, shared)
                     at = np.arange(start, stop)
                     out = self._capped(pool, work, lanes, at, cap, limit)
-                if index == 0:
+                if index == process:
                     cap = best_cap(out.n_iter, limit)
                 progress.update(stop - start, int(np.sum(~out.converged)), earlier)
-                yield Chunk(start, stop, out)
+                yield index, Chunk(start, stop, out)
 
     def _capped(self, pool, work, lanes, at: np.ndarray, cap: int, limit: int):
         """Outcomes of the lanes ``at``, first with a cap on their evaluations."""
         out = self._tiles(pool, work, lanes, at, cap)
-        unfinished = np.flatnonzero(out.n_iter >= cap) if cap < limit else []
+        unfinished = np.flatnonzero((out.n_iter >= cap) & (cap < limit))
         if len(unfinished):
             rest = self._tiles(pool, work, lanes, at[unfinished], limit)
+            out = jax.tree.map(np.array, out)  # those of one tile cannot be written to
             jax.tree.map(functools.partial(_put, unfinished), out, rest)
         return out
 
@@ -222,16 +231,35 @@ def _tile(mapped: _Mapped, devices: tuple, *args):
     return on_all(shared, lanes, max_iter)
 
 
-def collect(chunks: Iterator[Chunk], n: int) -> Any:
-    """Results of all lanes in one pytree of NumPy arrays (n, ...)."""
+def collect(chunks: Iterator[tuple[int, Chunk]], n: int) -> Any:
+    """Results of all lanes in one pytree of NumPy arrays (n, ...).
+
+    Every one of several processes gets those of all.
+    """
     out: Any = None
-    for chunk in chunks:
+    mine = np.zeros(n, bool)
+    for _, chunk in chunks:
         result = chunk.outcome.result
         if out is None:
-            out = jax.tree.map(lambda x: np.empty((n, *x.shape[1:]), x.dtype), result)
-        put = functools.partial(_put, slice(chunk.start, chunk.stop))
-        jax.tree.map(put, out, result)
-    return out
+            out = jax.tree.map(lambda x: np.zeros((n, *x.shape[1:]), x.dtype), result)
+        at = slice(chunk.start, chunk.stop)
+        mine[at] = True
+        jax.tree.map(functools.partial(_put, at), out, result)
+    if jax.process_count() == 1:
+        return out
+    return _from_all(out, mine)
+
+
+def _from_all(out: Any, mine: np.ndarray) -> Any:
+    """Lanes of all processes, each of which has its own ones in place."""
+    from jax.experimental.multihost_utils import process_allgather
+
+    with jax.enable_x64(True):
+        owner = np.argmax(np.asarray(process_allgather(mine)), axis=0)
+        lanes = np.arange(len(mine))
+        return jax.tree.map(
+            lambda x: np.asarray(process_allgather(x))[owner, lanes], out
+        )
 
 
 def default_threads() -> int:

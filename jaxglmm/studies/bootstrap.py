@@ -1,0 +1,429 @@
+"""The bootstrap: refits of data drawn from a fitted model, or from its data.
+
+    parametric      y* from the model at its estimates, effects drawn anew
+    semiparametric  y* = X beta + Z b* + e*; b* and e* drawn from the conditional modes
+                    and residuals, centred and scaled to the estimated covariances
+    cases           levels of a grouping factor drawn with replacement, with their rows
+
+With replicates t*_r of a quantity t, and alpha = 1 - level:
+
+    percentile   quantiles of t* at alpha/2 and 1 - alpha/2
+    basic        2 t minus these, in reverse
+    BCa          quantiles at Phi(z0 + (z0 + z) / (1 - a (z0 + z))), z0 = Phi^-1 of the
+                 share of t* below t, a = sum d^3 / (6 (sum d^2)^(3/2)), d the mean less
+                 the values of t without one level of the top factor (jackknife)
+
+References: Davison and Hinkley (1997), Bootstrap Methods and their Application;
+Efron (1987), J. Am. Stat. Assoc. 82(397), doi:10.1080/01621459.1987.10478410;
+Carpenter, Goldstein, Rasbash (2003), Appl. Statist. 52(4), doi:10.1111/1467-9876.00415.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from jaxglmm.control import Control
+from jaxglmm.designs import Design
+from jaxglmm.families import Family, is_linear
+from jaxglmm.fitting import What, fit_checked
+from jaxglmm.results import Fit
+from jaxglmm.simulation import linear_predictor, simulate
+from jaxglmm.studies.batch import check_batch
+from jaxglmm.studies.cases import case_plan, draw_cases, top_factor
+from jaxglmm.studies.lanes import Outcome
+from jaxglmm.studies.parameters import natural, parameter_names
+from jaxglmm.studies.study import (
+    Running,
+    as_key,
+    check_count,
+    design_facts,
+    function_name,
+    run_study,
+)
+from jaxglmm.typing import Array
+
+if TYPE_CHECKING:
+    from jaxglmm.model import GLMM
+
+__all__ = ["Bootstrap", "BootstrapTest", "bootstrap", "bootstrap_lrt"]
+
+_KINDS = ("parametric", "semiparametric", "cases")
+
+
+@dataclass(frozen=True, repr=False)
+class Bootstrap:
+    """Bootstrap replicates of a model's parameters; made by ``m.bootstrap``.
+
+    Attributes
+    ----------
+    estimate : Series
+        Of the fit: every parameter, then the user's statistic.
+    replicates : DataFrame
+        One row per replicate; not a number where the refit did not converge.
+    status : array (n,)
+        A :class:`jaxglmm.Status` code each.
+    kind : str
+    """
+
+    estimate: pd.Series
+    replicates: pd.DataFrame
+    status: np.ndarray
+    kind: str
+    _without: Callable[[], np.ndarray]
+
+    def confint(self, level: float = 0.95, method: str = "percentile") -> pd.DataFrame:
+        """Confidence intervals, a row per quantity.
+
+        Parameters
+        ----------
+        level : float
+        method : {"percentile", "basic", "bca"}
+            BCa refits the model without each level of the top grouping factor.
+
+        Returns
+        -------
+        DataFrame
+            Columns ``lower`` and ``upper``.
+        """
+        if not 0.0 < level < 1.0:
+            raise ValueError(f"level must lie between 0 and 1; found {level}")
+        methods = ("percentile", "basic", "bca")
+        if method not in methods:
+            raise ValueError(f"method={method!r} is not one of {', '.join(methods)}")
+        without = self._without() if method == "bca" else None
+        out = []
+        for j, (name, t) in enumerate(self.estimate.items()):
+            draws = self.replicates[name].to_numpy()
+            draws = draws[np.isfinite(draws)]
+            out.append(
+                _interval(
+                    draws, float(t), level, method,
+                    None if without is None else without[:, j],
+                )
+            )  # fmt: skip
+        return pd.DataFrame(out, self.estimate.index, ["lower", "upper"])
+
+    def summary(self, level: float = 0.95) -> pd.DataFrame:
+        """Estimate, bootstrap bias and standard error, percentile interval, count."""
+        table = pd.DataFrame({"estimate": self.estimate})
+        table["bias"] = self.replicates.mean() - self.estimate
+        table["std_error"] = self.replicates.std()
+        table[["lower", "upper"]] = self.confint(level)
+        table["n"] = self.replicates.notna().sum()
+        return table
+
+    def __repr__(self) -> str:
+        n, failed = len(self.status), int(self.replicates.isna().all(axis=1).sum())
+        head = f"{self.kind} bootstrap, {n} replicates, {failed} not converged"
+        return f"{head}\n\n{self.summary().round(4).to_string()}"
+
+
+def _interval(draws, t: float, level: float, method: str, without) -> tuple:
+    from scipy.stats import norm
+
+    if len(draws) < 2 or not np.isfinite(t):
+        return (np.nan, np.nan)
+    tails = np.array([0.5 - level / 2.0, 0.5 + level / 2.0])
+    if method == "basic":
+        low, high = np.quantile(draws, tails)
+        return (2.0 * t - high, 2.0 * t - low)
+    if method == "bca":
+        share = (np.sum(draws < t) + 0.5 * np.sum(draws == t)) / len(draws)
+        share = np.clip(share, 0.5 / len(draws), 1.0 - 0.5 / len(draws))
+        z0 = norm.ppf(share)
+        d = np.nanmean(without) - without[np.isfinite(without)]
+        size = np.sum(d**2)
+        a = np.sum(d**3) / (6.0 * size**1.5) if size > 0 else 0.0
+        z = z0 + norm.ppf(tails)
+        tails = norm.cdf(z0 + z / (1.0 - a * z))
+    return tuple(np.quantile(draws, tails))
+
+
+def bootstrap(
+    m: GLMM,
+    n: int,
+    key: Any,
+    kind: str,
+    by: str | None,
+    statistic: Callable[[Fit], Any] | None,
+    control: Control | None,
+    running: Running,
+) -> Bootstrap:
+    """Refit n samples; see :meth:`jaxglmm.GLMM.bootstrap`."""
+    n = check_count("n", n)
+    if kind not in _KINDS:
+        raise ValueError(f"kind={kind!r} is not one of {', '.join(map(repr, _KINDS))}")
+    what, design = check_batch(
+        m.design, m.family, m.method, m.n_quad, m.priors, control
+    )
+    source, facts = _source(m, design, kind, by)
+    prng = as_key(key)
+    facts = {
+        **design_facts(design), "kind": kind, "source": source, "key": prng, **facts,
+        "family": repr(m.family), "method": m.method, "control": repr(control),
+        "statistic": function_name(statistic),
+    }  # fmt: skip
+    out = run_study(
+        _replicate, what, (kind, statistic), (design, source, prng), design, n, running,
+        label="bootstrap", facts=facts, own_code=statistic is None,
+    )  # fmt: skip
+    names = parameter_names(m.design, m.family, m.is_generalized, m.frame)
+    start, more = _at_fit(m, what, design, statistic)
+    values = np.where(out["converged"][:, None], out["value"], np.nan)
+
+    def without() -> np.ndarray:
+        return _jackknife(m, what, design, by, statistic, running)
+
+    return Bootstrap(
+        pd.Series(start, names + more, name="estimate"),
+        pd.DataFrame(values, columns=names + more), out["status"], kind, without,
+    )  # fmt: skip
+
+
+def _source(m: GLMM, design: Design, kind: str, by) -> tuple[Any, dict[str, Any]]:
+    """What samples are drawn from, and what that adds to the facts."""
+    if kind == "cases":
+        return case_plan(design, top_factor(m, by)), {"by": str(by)}
+    if kind == "parametric":
+        return m.fit.params, {}
+    if not (is_linear(m.family) and not m.is_generalized):
+        raise ValueError(
+            "kind='semiparametric' draws from residuals, which only linear models "
+            "have; use 'parametric' or 'cases'"
+        )
+    return _residual_source(m), {}
+
+
+def _residual_source(m: GLMM) -> tuple:
+    """Parameters, and modes and residuals scaled to the estimated covariances."""
+    sigma = m.sigma
+    b = []
+    for modes, Lam in zip(m.fit.b, m.factors):
+        centred = modes - modes.mean(axis=0)
+        S = centred.T @ centred / len(centred)
+        d, U = np.linalg.eigh(S)
+        inverse = np.where(d > 1e-12 * max(d.max(), 1e-300), d, np.inf) ** -0.5
+        b.append(sigma * (centred @ (U * inverse)) @ U.T @ Lam.T)
+    w = np.asarray(m._weights)
+    e = np.sqrt(w) * (np.asarray(m.design.y) - m._mu)
+    e = e - e.mean()
+    return m.fit.params, tuple(b), e * (sigma / np.sqrt(np.mean(e**2))), np.sqrt(w)
+
+
+def _sample(kind: str, key: Array, design: Design, source, family: Family) -> Design:
+    """A design with the replicate's data."""
+    if kind == "cases":
+        return draw_cases(key, design, source)
+    if kind == "parametric":
+        return design.replace(y=simulate(key, source, design, family))
+    params, b, e, root_w = source
+    keys = jax.random.split(key, len(b) + 1)
+    drawn = tuple(
+        modes[jax.random.randint(k, (modes.shape[0],), 0, modes.shape[0])]
+        for k, modes in zip(keys[1:], b)
+    )
+    eta = linear_predictor(params, design, drawn)
+    pick = jax.random.randint(keys[0], e.shape, 0, e.shape[0])
+    return design.replace(y=eta + e[pick] / root_w)
+
+
+def _replicate(what: What, kind, statistic, shared, i, max_iter) -> Outcome:
+    design, source, key = shared
+    design = _sample(kind, key.replicate(i), design, source, what.family)
+    return _value(what, design, statistic, max_iter)
+
+
+def _value(what: What, design: Design, statistic, max_iter) -> Outcome:
+    fit = fit_checked(what, design, None, max_iter)
+    value = _quantities(fit, design, what.family, statistic)
+    result = {"value": value, "status": fit.status, "converged": fit.converged}
+    return Outcome(result, fit.n_iter, fit.converged)
+
+
+def _quantities(fit: Fit, design: Design, family: Family, statistic) -> Array:
+    value = natural(fit.params, design, family)
+    if statistic is None:
+        return value
+    return jnp.concatenate([value, jnp.ravel(jnp.asarray(statistic(fit), value.dtype))])
+
+
+def _at_fit(m, what: What, design: Design, statistic) -> tuple[np.ndarray, list[str]]:
+    """Values of the fit itself, and the names of the user's."""
+    with jax.enable_x64(True):
+        fit = jax.tree.map(jnp.asarray, m.fit)
+        values = np.asarray(_quantities(fit, design, what.family, statistic))
+        q = len(np.asarray(natural(fit.params, design, what.family)))
+    more = len(values) - q
+    if more == 1:
+        return values, [getattr(statistic, "__name__", "statistic")]
+    return values, [f"statistic[{i}]" for i in range(more)]
+
+
+# ---- without one level -------------------------------------------------------------
+
+
+def _jackknife(m, what: What, design, by, statistic, running: Running) -> np.ndarray:
+    """Values without each level of the top factor, (J, q)."""
+    term = design.terms[top_factor(m, by)]
+    levels = np.arange(term.n_levels)
+    w = np.ones_like(design.y) if design.weights is None else design.weights
+    weights = np.where(np.asarray(term.group)[None, :] == levels[:, None], 0.0, w)
+    running = dataclasses.replace(running, checkpoint=None)
+    out = run_study(
+        _leave_out, what, (statistic,), (design, weights), design, len(levels), running,
+        label="jackknife", facts={}, own_code=statistic is None,
+    )  # fmt: skip
+    return np.where(out["converged"][:, None], out["value"], np.nan)
+
+
+def _leave_out(what: What, statistic, shared, i, max_iter) -> Outcome:
+    design, weights = shared
+    return _value(what, design.replace(weights=weights[i]), statistic, max_iter)
+
+
+# ---- likelihood ratios -------------------------------------------------------------
+
+
+@dataclass(frozen=True, repr=False)
+class BootstrapTest:
+    """A likelihood-ratio test by simulation; made by :func:`bootstrap_lrt`.
+
+    Attributes
+    ----------
+    statistic, p_value, p_value_se : float
+        2 (log L1 - log L0) of the data; its p-value; the Monte Carlo error of that.
+    replicates : array (n,)
+        The statistic under the smaller model; NaN where a fit did not converge.
+    """
+
+    statistic: float
+    p_value: float
+    p_value_se: float
+    replicates: np.ndarray
+
+    def __repr__(self) -> str:
+        n, failed = len(self.replicates), int(np.isnan(self.replicates).sum())
+        return (
+            f"likelihood ratio {self.statistic:.4f}, p = {self.p_value:.4f} "
+            f"(Monte Carlo error {self.p_value_se:.4f}; {n} replicates under the "
+            f"smaller model, {failed} not converged)"
+        )
+
+
+def bootstrap_lrt(
+    m0: GLMM,
+    m1: GLMM,
+    n: int = 1000,
+    *,
+    key: Any,
+    control: Control | None = None,
+    tile: int | None = None,
+    threads: int | None = None,
+    devices: Sequence[Any] | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> BootstrapTest:
+    """Likelihood-ratio test of nested models by the parametric bootstrap.
+
+    The chi-squared distribution is wrong where the smaller model has a variance of
+    zero; responses drawn from it give the right one.
+
+    Parameters
+    ----------
+    m0, m1 : GLMM
+        The smaller and the larger model, of the same rows and family. Gaussian models
+        are compared by ML, or by REML where both were fitted so with the same fixed
+        effects.
+    n : int
+        Replicates.
+    key : int or PRNG key
+    control, tile, threads, devices, checkpoint, progress
+        As for :func:`jaxglmm.recovery_study`.
+
+    Returns
+    -------
+    BootstrapTest
+        With p = (1 + #{T* >= T}) / (1 + n) over the replicates that converged.
+
+    Examples
+    --------
+    >>> import jaxglmm as jg
+    >>> data = jg.datasets.sleepstudy()
+    >>> m1 = jg.glmm("Reaction ~ Days + (Days | Subject)", data)
+    >>> m0 = jg.glmm("Reaction ~ Days + (1 | Subject)", data)
+    >>> test = jg.bootstrap_lrt(m0, m1, 200, key=1, progress=False)
+    >>> test.p_value < 0.02
+    True
+    """
+    n = check_count("n", n)
+    method = _common_method(m0, m1)
+    parts = [
+        check_batch(m.design, m.family, method, m.n_quad, m.priors, control)
+        for m in (m0, m1)
+    ]
+    (what, small), (_, large) = parts
+    with jax.enable_x64(True):
+        fits = [
+            fit_checked(what, jax.tree.map(jnp.asarray, d), None)
+            for d in (small, large)
+        ]
+        observed = float(2.0 * (fits[1].loglik - fits[0].loglik))
+        truth = jax.tree.map(np.asarray, fits[0].params)
+    if observed < -1e-6:
+        raise ValueError(
+            f"m1 has a lower likelihood than m0 (by {-observed / 2:.4g}), so m0 is not "
+            "nested in it; give the smaller model first"
+        )
+    prng = as_key(key)
+    facts = {
+        **design_facts(small), "larger model": large, "params": truth, "key": prng,
+        "family": repr(m0.family), "method": method, "control": repr(control),
+    }  # fmt: skip
+    out = run_study(
+        _ratio, what, (), (small, large, truth, prng), large, n,
+        Running(tile, threads, devices, progress, checkpoint), label="bootstrap LRT",
+        facts=facts,
+    )  # fmt: skip
+    ratios = np.where(out["converged"], out["ratio"], np.nan)
+    used = ratios[np.isfinite(ratios)]
+    p = (1.0 + np.sum(used >= observed)) / (1.0 + len(used))
+    return BootstrapTest(
+        observed, float(p), float(np.sqrt(p * (1 - p) / len(used))), ratios
+    )
+
+
+def _common_method(m0: GLMM, m1: GLMM) -> str:
+    y0, y1 = np.asarray(m0.design.y), np.asarray(m1.design.y)
+    if len(y0) != len(y1) or not np.array_equal(y0, y1):
+        raise ValueError("m0 and m1 were not fitted to the same responses")
+    if m0.family != m1.family:
+        raise ValueError(f"m0 has the family {m0.family}, m1 {m1.family}")
+    if is_linear(m0.family) and not m0.is_generalized and not m1.is_generalized:
+        same_X = np.array_equal(np.asarray(m0.design.X), np.asarray(m1.design.X))
+        both = m0.method == m1.method == "REML"
+        return "REML" if both and same_X else "ML"
+    if m0.method != m1.method:
+        raise ValueError(f"m0 was fitted by {m0.method}, m1 by {m1.method}")
+    if m0.method == "PQL":
+        raise ValueError("PQL has no likelihood; fit by Laplace")
+    return m0.method
+
+
+def _ratio(what: What, shared, i, max_iter) -> Outcome:
+    small, large, truth, key = shared
+    y = simulate(key.replicate(i), truth, small, what.family)
+    less = fit_checked(what, small.replace(y=y), None, max_iter)
+    more = fit_checked(what, large.replace(y=y), None, max_iter)
+    ok = less.converged & more.converged
+    ratio = 2.0 * (more.loglik - less.loglik)
+    result = {"ratio": ratio, "converged": ok, "status": more.status}
+    return Outcome(result, jnp.maximum(less.n_iter, more.n_iter), ok)

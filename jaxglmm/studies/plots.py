@@ -1,0 +1,75 @@
+"""Pictures of studies, with matplotlib."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from jaxglmm.studies.power import PowerCurve
+    from jaxglmm.studies.recovery import RecoveryStudy
+
+__all__ = ["plot_power", "plot_recovery"]
+
+
+def _axes(ax: Any, **size: Any) -> Any:
+    if ax is not None:
+        return ax
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(
+            "plots need matplotlib: pip install 'jaxglmm[plot]'"
+        ) from error
+    return plt.subplots(**size)[1]
+
+
+def plot_recovery(study: RecoveryStudy, ax: Any) -> Any:
+    """Standardized bias with two Monte Carlo errors, a colour per method."""
+    table = study.summary()
+    names = study.names
+    ax = _axes(ax, figsize=(7.0, 1.0 + 0.4 * len(names)), layout="constrained")
+    place = np.arange(len(names))
+    methods = list(study.records)
+    for k, method in enumerate(methods):
+        rows = table[table["method"] == method]
+        shift = 0.2 * (k - (len(methods) - 1) / 2.0)
+        ax.errorbar(
+            rows["bias"] / rows["sd"], place + shift,
+            xerr=2.0 * rows["bias_mcse"] / rows["sd"], fmt="o", ms=4, label=method,
+        )  # fmt: skip
+    ax.axvline(0.0, color="0.6", lw=1, zorder=0)
+    ax.set_yticks(place, names)
+    ax.invert_yaxis()
+    ax.set_xlabel("bias / standard deviation, with two Monte Carlo errors")
+    if len(methods) > 1:
+        ax.legend()
+    return ax
+
+
+def plot_power(curve: PowerCurve, ax: Any) -> Any:
+    """Power against the last thing that varies, a line per combination of others."""
+    table = curve.to_frame()
+    varied = [c for c in curve.points.columns if len(set(curve.points[c])) > 1]
+    x = varied[-1] if varied else None
+    ax = _axes(ax, figsize=(6.0, 4.0), layout="constrained")
+    others = varied[:-1]
+    groups: list[tuple[Any, Any]] = [((), table)]
+    if others:
+        groups = list(table.groupby(others))
+    for name, rows in groups:
+        at = np.arange(len(rows)) if x is None else rows[x].astype(float)
+        error = [rows["power"] - rows["lower"], rows["upper"] - rows["power"]]
+        label = ", ".join(f"{c} {v:g}" for c, v in zip(others, name))
+        ax.errorbar(at, rows["power"], yerr=error, marker="o", capsize=3, label=label)
+    ax.axhline(0.8, color="0.6", lw=1, ls=":", zorder=0)
+    ax.set_ylim(0.0, 1.02)
+    ax.set_ylabel(f"power at alpha = {curve.alpha:g}")
+    labels = {
+        "effect": "effect", "n_levels": "number of groups", "rows": "rows per group",
+    }  # fmt: skip
+    ax.set_xlabel(labels.get(str(x), ""))
+    if others:
+        ax.legend()
+    return ax

@@ -1,0 +1,168 @@
+"""What all studies share: replicates from a key, records of fits, and their running.
+
+Replicate i draws from ``fold_in(key, i)``, so that its data depend on neither the tile,
+nor the devices, nor the order. A lane function returns a record, a dict of arrays:
+
+    estimate (q,), se (p,), loglik (), status (), is_singular (), n_iter ()
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxglmm.designs import Design
+from jaxglmm.families import Family
+from jaxglmm.fitting import What
+from jaxglmm.results import Fit
+from jaxglmm.studies.batch import engine_for, limit_of
+from jaxglmm.studies.checkpoint import Checkpoint, fingerprint
+from jaxglmm.studies.lanes import collect
+from jaxglmm.studies.parameters import fixed_se, natural
+from jaxglmm.studies.progress import Progress
+from jaxglmm.typing import Array
+
+__all__ = [
+    "Key",
+    "Running",
+    "as_key",
+    "check_count",
+    "design_facts",
+    "function_name",
+    "record",
+    "run_study",
+]
+
+
+@dataclass(frozen=True)
+class Running:
+    """How a study is run; its numbers do not depend on it."""
+
+    tile: int | None = None
+    threads: int | None = None
+    devices: Any = None
+    progress: bool = True
+    checkpoint: str | Path | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Key:
+    """A PRNG key that NumPy can hold."""
+
+    data: Array
+    impl: str = dataclasses.field(metadata={"static": True})
+
+    def replicate(self, i) -> Array:
+        """The key of replicate i."""
+        return jax.random.fold_in(
+            jax.random.wrap_key_data(self.data, impl=self.impl), i
+        )
+
+
+def as_key(key: Any) -> Key:
+    """From an integer or a PRNG key."""
+    if isinstance(key, (int, np.integer)):
+        key = jax.random.key(int(key))
+    if not hasattr(key, "dtype"):
+        raise TypeError(f"key must be an integer or a PRNG key; found {key!r}")
+    if not jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    return Key(np.asarray(jax.random.key_data(key)), str(jax.random.key_impl(key)))
+
+
+def check_count(name: str, n: Any) -> int:
+    """A positive whole number."""
+    if not np.ndim(n) == 0 or n != int(n) or n < 1:
+        raise ValueError(f"{name} must be a positive whole number; found {n!r}")
+    return int(n)
+
+
+def record(fit: Fit, design: Design, family: Family) -> dict[str, Array]:
+    """What a study keeps of a fit."""
+    return {
+        "estimate": natural(fit.params, design, family),
+        "se": fixed_se(fit, design),
+        "loglik": fit.loglik,
+        "status": fit.status,
+        "converged": fit.converged,
+        "is_singular": fit.is_singular,
+        "n_iter": fit.n_iter,
+    }
+
+
+def run_study(
+    one: Callable,
+    what: What,
+    static: tuple,
+    shared: Any,
+    design: Design,
+    n: int,
+    running: Running,
+    *,
+    label: str,
+    facts: dict[str, Any],
+    folder: str = "",
+    own_code: bool = True,
+) -> dict[str, np.ndarray]:
+    """Records of n replicates, arrays (n, ...).
+
+    Parameters
+    ----------
+    one : callable
+        ``one(what, *static, shared, i, max_iter) -> Outcome`` with a dict as result.
+    design : Design
+        Whose size decides the tile.
+    facts : dict
+        What decides the results, for the checkpoint; ``folder`` is its place there.
+    own_code : bool
+        Whether ``static`` holds nothing but this package's code.
+    """
+    engine = engine_for(what, design, n, running.tile, running.threads, running.devices)
+    engine = dataclasses.replace(engine, keep=engine.keep and own_code)
+    saved: Checkpoint | None = None
+    if running.checkpoint is not None:
+        facts = {**facts, "replicates": n, "lanes per call": engine.width}
+        saved = Checkpoint(Path(running.checkpoint) / folder, facts)
+    with Progress(n, label, running.progress) as bar:
+        chunks = engine.chunks(
+            one,
+            (what, *static),
+            shared,
+            lambda at: at.astype(np.uint32),
+            n,
+            limit_of(what),
+            bar,
+            None if saved is None else saved.load,
+        )
+        return collect(_saving(chunks, saved), n)
+
+
+def _saving(chunks, saved: Checkpoint | None):
+    for index, chunk in chunks:
+        if saved is not None and not saved.has(index):
+            saved.save(index, chunk)
+        yield index, chunk
+
+
+def function_name(fn: Callable | None) -> str:
+    """A user's function by name and code, for the facts of a study."""
+    if fn is None:
+        return "none"
+    code = getattr(fn, "__code__", None)
+    body = fingerprint((code.co_code, code.co_consts)) if code else ""
+    return f"{getattr(fn, '__qualname__', type(fn).__name__)}{body}"
+
+
+def design_facts(design: Design) -> dict[str, Any]:
+    """A design by its parts, so that a difference has a name."""
+    return {
+        "y": design.y, "X": design.X, "terms": design.terms, "weights": design.weights,
+        "offset": design.offset, "other predictors": design.others,
+    }  # fmt: skip
