@@ -6,6 +6,9 @@ its data are new, a function that writes them.
 
     y = 1 + x / 2 + b_g + e,    b_g ~ N(0, 1),  e ~ N(0, 1)      (groups, growth)
     y ~ Poisson(exp(x / 2 + b_g)),  b_g ~ N(0, 1/4)              (groups-poisson)
+
+The responses of refits are drawn at a model's estimates: sleepstudy's and cbpp's own,
+and for counts of the sleepstudy design beta = (0.1, 0.1), Q = 0.1 [[1, .25], [.25, 1]].
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ __all__ = ["ROWS", "NoDataError", "Row", "make_data", "select"]
 ROOT = Path(__file__).resolve().parent.parent
 SLEEPSTUDY = ROOT / "jaxglmm" / "data_sets" / "sleepstudy.csv"
 CBPP = ROOT / "jaxglmm" / "data_sets" / "cbpp.csv"
+_N_FITS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +155,35 @@ ROWS = (
         **_SLEEPSTUDY,
     ),
     Row(
-        name="vmap",
-        family="vmap",
+        name="refit-sleepstudy",
+        family="refit",
         work="refit",
-        engines=("jaxglmm", "lme4", "glmm", "mixedlm"),
+        engines=("jaxglmm", "jaxglmm-fit", "lme4", "glmm", "mixedlm"),
         **_SLEEPSTUDY,
+    ),
+    Row(
+        name="refit-cbpp",
+        family="refit",
+        work="refit",
+        response="cbind(incidence, healthy)",
+        fixed="period",
+        random=(("1", "herd"),),
+        data="cbpp",
+        factors=("herd", "period"),
+        distribution="binomial",
+        engines=("jaxglmm", "jaxglmm-fit", "lme4", "glmm"),
+    ),
+    Row(
+        name="refit-poisson",
+        family="refit",
+        work="refit",
+        distribution="poisson",
+        engines=("jaxglmm", "jaxglmm-fit", "lme4", "glmm"),
+        response="Count",
+        fixed="Days",
+        random=(("Days", "Subject"),),
+        data="counts",
+        factors=("Subject",),
     ),
 )  # fmt: skip
 
@@ -195,12 +223,11 @@ def make_data(row: Row, folder: Path, insteval: Path | None = None) -> dict[str,
         return {"data": str(where)}
     if row.data == "verbagg":
         return {"data": str(_exported("VerbAgg", "verbagg", folder))}
-    if row.data == "sleepstudy":
-        files = {"data": str(SLEEPSTUDY)}
-        if row.work == "refit":
-            files["responses"] = str(_made("responses", folder))
-        return files
-    return {"data": str(_made(row.data, folder))}
+    sleepstudy = row.data == "sleepstudy"
+    files = {"data": str(SLEEPSTUDY if sleepstudy else _made(row.data, folder))}
+    if row.work == "refit":
+        files["responses"] = str(_made(f"responses-{row.data}", folder))
+    return files
 
 
 def _made(name: str, folder: Path) -> Path:
@@ -269,7 +296,52 @@ def _write_poisson(n: int, path: Path) -> None:
     _write(pd.DataFrame({"y": y, "x": x, "g": g}), path)
 
 
-def _write_responses(path: Path, n_fits: int = 1_000) -> None:
+def _write_counts(path: Path) -> None:
+    """Subject and Days of sleepstudy, with the first of the simulated counts."""
+    import pandas as pd
+
+    frame = pd.read_csv(SLEEPSTUDY)
+    _write(frame[["Subject", "Days"]].assign(Count=_counts(1)[0]), path)
+
+
+def _counts(n_fits: int):
+    """Poisson responses (n_fits, 180) of the sleepstudy design."""
+    import numpy as np
+    import pandas as pd
+
+    rng = np.random.default_rng(20240504)
+    frame = pd.read_csv(SLEEPSTUDY)
+    _, subject = np.unique(frame["Subject"], return_inverse=True)
+    days = frame["Days"].to_numpy(float)
+    Q = 0.1 * np.array([[1.0, 0.25], [0.25, 1.0]])
+    b = rng.multivariate_normal(np.zeros(2), Q, (n_fits, subject.max() + 1))[:, subject]
+    return rng.poisson(np.exp(0.1 + 0.1 * days + b[..., 0] + b[..., 1] * days))
+
+
+def _write_proportions(path: Path) -> None:
+    """Numbers of cases in cbpp's herds and periods, drawn at its Laplace estimates."""
+    import numpy as np
+    import pandas as pd
+
+    rng = np.random.default_rng(20240505)
+    frame = pd.read_csv(CBPP)
+    _, herd = np.unique(frame["herd"], return_inverse=True)
+    beta = np.array([0.0, -0.9923, -1.1287, -1.5803])
+    _, period = np.unique(frame["period"], return_inverse=True)
+    b = 0.6423 * rng.standard_normal((_N_FITS, herd.max() + 1))
+    eta = -1.3985 + beta[period] + b[:, herd]
+    y = rng.binomial(frame["size"].to_numpy(), 1.0 / (1.0 + np.exp(-eta)))
+    _write(pd.DataFrame(y.T, columns=[f"y{i + 1}" for i in range(len(y))]), path)
+
+
+def _write_count_responses(path: Path) -> None:
+    import pandas as pd
+
+    y = _counts(_N_FITS)
+    _write(pd.DataFrame(y.T, columns=[f"y{i + 1}" for i in range(len(y))]), path)
+
+
+def _write_responses(path: Path, n_fits: int = _N_FITS) -> None:
     """Responses of sleepstudy, drawn at its REML estimates."""
     import numpy as np
     import pandas as pd
@@ -293,10 +365,15 @@ def _write(frame, path: Path) -> None:
 
 
 def _main(name: str, path: Path) -> None:
-    if name == "responses":
-        _write_responses(path)
-    elif name == "cbpp":
-        _write_cbpp(path)
+    whole = {
+        "responses-sleepstudy": _write_responses,
+        "responses-cbpp": _write_proportions,
+        "responses-counts": _write_count_responses,
+        "counts": _write_counts,
+        "cbpp": _write_cbpp,
+    }
+    if name in whole:
+        whole[name](path)
     else:
         kind, _, n = name.rpartition("-")
         {"poisson": _write_poisson, "one-factor": _write_one_factor}[kind](int(n), path)

@@ -1,7 +1,8 @@
 """jaxglmm as a worker of the runner: both doors, each from a frame that is read.
 
-``jaxglmm`` is ``glmm(formula, frame)``: encoding, fit, names; for refits, ``vmap`` of
-``fit``. ``jaxglmm-fit`` is ``jax.jit(fit)(design)``, arrays in and arrays out.
+``jaxglmm`` is ``glmm(formula, frame)``: encoding, fit, names; for refits it is
+``fit_batch``. ``jaxglmm-fit`` is ``jax.jit(fit)(design)``, arrays in and arrays out;
+for refits, one response after another.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ def people(request: dict) -> Job:
 
 
 def functional(request: dict) -> Job:
+    if request["responses"]:
+        return _one_by_one(request)
     import jax
 
     import jaxglmm as jg
@@ -71,37 +74,63 @@ def functional(request: dict) -> Job:
     )
 
 
-def _lanes(request: dict) -> Job:
-    """All responses at once, in one compiled program."""
+def _refits(request: dict) -> tuple[Any, Any, int]:
+    """The design and the responses (L, n) as the design has them, NumPy; rows."""
     import jax
-    import jax.numpy as jnp
     import numpy as np
     import pandas as pd
 
     import jaxglmm as jg
 
     frame = read(request)
-    table = pd.read_csv(request["responses"]).to_numpy(float).T
+    ys = pd.read_csv(request["responses"]).to_numpy(float).T
     with jax.enable_x64(True):
         design = jg.design(request["formula"], frame)
-        ys = jnp.asarray(table)
+    design = jax.tree.map(np.asarray, design)
+    if request["distribution"] == "binomial":  # counts of successes
+        ys = ys / design.weights
+    return design, ys, len(frame)
 
-        def one(y):
-            return jg.fit(design.replace(y=y), **_options(request))
 
-        compiled = jax.jit(jax.vmap(one))
+def _lanes(request: dict) -> Job:
+    """All responses in one call."""
+    import jaxglmm as jg
+
+    design, ys, n = _refits(request)
+    options = _options(request)
+    return Job(
+        call=lambda: jg.fit_batch(design, ys, progress=False, **options),
+        objective=lambda fit: fit.objective[:_COMPARED].mean(),
+        n=n,
+        fits=len(ys),
+        note=lambda fit: f"{int((~fit.converged).sum())} of {len(ys)} not converged",
+        device=_device(),
+    )
+
+
+def _one_by_one(request: dict) -> Job:
+    """The responses that the others are compared on, in a loop over one program."""
+    import jax
+    import numpy as np
+
+    import jaxglmm as jg
+
+    design, ys, n = _refits(request)
+    options = _options(request)
+    with jax.enable_x64(True):
+        design = jax.tree.map(jax.numpy.asarray, design)
+        compiled = jax.jit(lambda y: jg.fit(design.replace(y=y), **options))
 
     def call():
         with jax.enable_x64(True):
-            return jax.block_until_ready(compiled(ys))
+            fits = [compiled(y) for y in ys[:_COMPARED]]
+            return [np.asarray(fit.objective) for fit in fits]
 
     return Job(
         call=call,
-        # NumPy: a JAX array would fall to float32 outside the float64 block
-        objective=lambda fit: np.asarray(fit.objective)[:_COMPARED].mean(),
-        n=len(frame),
-        fits=len(table),
-        note=lambda fit: f"{int((~fit.converged).sum())} of {len(table)} not converged",
+        objective=lambda values: float(np.mean(values)),
+        n=n,
+        fits=_COMPARED,
         device=_device(),
     )
 

@@ -60,6 +60,8 @@ def glmm(request: dict) -> Job:
         response = request["response"]
 
         def one(y):
+            if family == "binomial":  # numbers of cases
+                return fit({**columns, "incidence": y, "healthy": frame["size"] - y})
             return fit({**columns, response: y})
 
         return repeated(one, objective, responses(request), len(frame))

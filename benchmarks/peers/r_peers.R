@@ -39,6 +39,7 @@ fitter <- function(request, frame) {
 
 # lme4's refit() may count one fixed effect where REML needs all p of them
 refit_note <- function(ms) {
+  if (!lme4::isLMM(ms[[1]])) return("")
   counted <- lme4::getME(ms[[1]], "devcomp")$dims[["REML"]]
   p <- length(lme4::fixef(ms[[1]]))
   if (counted %in% c(0, p)) return("")
@@ -56,8 +57,12 @@ prepare <- function(request) {
   }
   ys <- utils::read.csv(request$responses)[seq_len(compared)]
   m <- fit()
+  response <- function(y) y
+  if (request$distribution == "binomial") {
+    response <- function(y) cbind(y, frame$size - y)
+  }
   list(
-    call = function() lapply(ys, function(y) lme4::refit(m, y)),
+    call = function() lapply(ys, function(y) lme4::refit(m, response(y))),
     objective = function(ms) mean(vapply(ms, objective, 0)),
     n = nrow(frame), fits = length(ys), note = refit_note
   )
