@@ -2,7 +2,7 @@
 
 DATA is the name of a bundled data set, a CSV or a Parquet file. Exit status 0: fitted
 and converged; 1: fitted but not converged (the table is printed all the same); 2: bad
-input, with one message and no traceback.
+input, with one message and no traceback. Studies are in cli_studies.py.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ import json
 import math
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-__all__ = ["main"]
+from jaxglmm.errors import CheckpointError
+
+__all__ = ["bad_input", "fit_model", "main", "model_options", "notes"]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,28 +38,66 @@ def data() -> None:
         click.echo(f"{name:14s} {datasets.citation(name)}")
 
 
+_MODEL_OPTIONS = (
+    click.option("--family", default="gaussian", show_default=True),
+    click.option(
+        "--method",
+        type=click.Choice(["REML", "ML", "Laplace", "AGQ", "PQL"]),
+        help="[default: REML for Gaussian models, else Laplace]",
+    ),
+    click.option("--link", help="Another link than the family's own."),
+    click.option("--n-quad", type=int, help="Quadrature nodes per effect, with AGQ."),
+    click.option("--zi", metavar="FORMULA", help='Zero inflation, such as "~ x".'),
+    click.option("--dispersion", metavar="FORMULA", help='Dispersion model, "~ x".'),
+    click.option("--weights", metavar="COLUMN", help="Prior weights."),
+    click.option("--offset", metavar="EXPR", help='Such as z, or "log(exposure)".'),
+    click.option(
+        "--contrasts",
+        metavar="NAME=KIND",
+        multiple=True,
+        help="Such as f=sum; repeatable.",
+    ),
+    click.option(
+        "--factor",
+        metavar="COLUMN",
+        multiple=True,
+        help="Treat as a factor; repeatable.",
+    ),
+    click.option("--missing", type=click.Choice(["drop", "raise"]), default="drop"),
+)
+
+
+def model_options(command: Callable) -> Callable:
+    """Give a command the options that say which model is fitted."""
+    for option in reversed(_MODEL_OPTIONS):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def bad_input() -> Iterator[None]:
+    """Exit status 2 and one message where something is refused on purpose."""
+    try:
+        yield
+    except (ValueError, OSError, TypeError, CheckpointError) as error:
+        click.echo(f"jaxglmm: {error}", err=True)
+        sys.exit(2)
+
+
+@contextmanager
+def notes() -> Iterator[None]:
+    """Print warnings as notes on standard error, each once."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for message in dict.fromkeys(str(w.message) for w in caught):
+        click.echo(f"note: {message}", err=True)
+
+
 @main.command()
 @click.argument("source", metavar="DATA")
 @click.argument("formula")
-@click.option("--family", default="gaussian", show_default=True)
-@click.option(
-    "--method",
-    type=click.Choice(["REML", "ML", "Laplace", "AGQ", "PQL"]),
-    help="[default: REML for Gaussian models, else Laplace]",
-)
-@click.option("--link", help="Another link than the family's own.")
-@click.option("--n-quad", type=int, help="Quadrature nodes per effect, with AGQ.")
-@click.option("--zi", metavar="FORMULA", help='Zero inflation, such as "~ x".')
-@click.option("--dispersion", metavar="FORMULA", help='Dispersion model, "~ x".')
-@click.option("--weights", metavar="COLUMN", help="Prior weights.")
-@click.option("--offset", metavar="EXPR", help='Such as z, or "log(exposure)".')
-@click.option(
-    "--contrasts", metavar="NAME=KIND", multiple=True, help="Such as f=sum; repeatable."
-)
-@click.option(
-    "--factor", metavar="COLUMN", multiple=True, help="Treat as a factor; repeatable."
-)
-@click.option("--missing", type=click.Choice(["drop", "raise"]), default="drop")
+@model_options
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the tidy table as CSV.")
 @click.option(
@@ -64,47 +106,18 @@ def data() -> None:
 def fit(
     source: str,
     formula: str,
-    family: str,
-    method: str | None,
-    link: str | None,
-    n_quad: int | None,
-    zi: str | None,
-    dispersion: str | None,
-    weights: str | None,
-    offset: str | None,
-    contrasts: tuple[str, ...],
-    factor: tuple[str, ...],
-    missing: str,
     as_json: bool,
     as_csv: bool,
     save: str | None,
+    **model_given: Any,
 ) -> None:
     """Fit FORMULA to DATA (a bundled name, a CSV or a Parquet file)."""
     if as_json and as_csv:
         raise click.UsageError("give --json or --csv, not both")
-    options = {
-        "family": family,
-        "method": method,
-        "link": link,
-        "n_quad": n_quad,
-        "zi": zi,
-        "dispersion": dispersion,
-        "weights": weights,
-        "offset": offset,
-        "contrasts": _pairs(contrasts),
-        "missing": missing,
-    }
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            model = _fit(source, formula, factor, options)
-        for warning in caught:
-            click.echo(f"note: {warning.message}", err=True)
+    with bad_input():
+        model = fit_model(source, formula, model_given)
         if save:
             Path(save).write_text(json.dumps(as_record(model), indent=1) + "\n")
-    except (ValueError, OSError) as error:
-        click.echo(f"jaxglmm: {error}", err=True)
-        sys.exit(2)
     if as_json:
         click.echo(json.dumps(as_record(model), indent=1))
     elif as_csv:
@@ -126,18 +139,22 @@ def _pairs(given: tuple[str, ...]) -> dict[str, str] | None:
     return out or None
 
 
-def _fit(source: str, formula: str, factor: tuple[str, ...], options: dict) -> Any:
-    frame = _read(source, factor)
-    from jaxglmm.doors import glmm
+def fit_model(source: str, formula: str, given: dict[str, Any]) -> Any:
+    """The GLMM of a command with :func:`model_options`, whose values are ``given``."""
+    options = {**given, "contrasts": _pairs(given["contrasts"])}
+    factor = options.pop("factor")
+    with notes():
+        frame = _read(source, factor)
+        from jaxglmm.doors import glmm
 
-    for column in factor:
-        if column not in frame.columns:
-            raise ValueError(
-                f"--factor {column}: there is no such column; "
-                f"there are {', '.join(map(str, frame.columns))}"
-            )
-        frame[column] = frame[column].astype("category")
-    return glmm(formula, frame, **options)
+        for column in factor:
+            if column not in frame.columns:
+                raise ValueError(
+                    f"--factor {column}: there is no such column; "
+                    f"there are {', '.join(map(str, frame.columns))}"
+                )
+            frame[column] = frame[column].astype("category")
+        return glmm(formula, frame, **options)
 
 
 def _read(source: str, factor: tuple[str, ...]) -> Any:
@@ -209,3 +226,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None  # JSON has no word for these
     return value
+
+
+import jaxglmm.cli_studies  # noqa: E402, F401  (adds its commands to main)

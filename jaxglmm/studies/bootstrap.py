@@ -121,6 +121,26 @@ class Bootstrap:
         table["n"] = self.replicates.notna().sum()
         return table
 
+    def plot(self, axes: Any = None, interval: pd.DataFrame | None = None) -> Any:
+        """A histogram per quantity, with its estimate and its interval.
+
+        Parameters
+        ----------
+        axes : sequence of matplotlib Axes, optional
+            One for each quantity.
+        interval : DataFrame, optional
+            What :meth:`confint` returns; its default where left out.
+
+        Returns
+        -------
+        array of matplotlib Axes
+        """
+        from jaxglmm.studies.plots import plot_bootstrap
+
+        return plot_bootstrap(
+            self, self.confint() if interval is None else interval, axes
+        )
+
     def __repr__(self) -> str:
         n, failed = len(self.status), int(self.replicates.isna().all(axis=1).sum())
         head = f"{self.kind} bootstrap, {n} replicates, {failed} not converged"

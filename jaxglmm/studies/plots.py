@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from jaxglmm.studies.bootstrap import Bootstrap
     from jaxglmm.studies.power import PowerCurve
     from jaxglmm.studies.recovery import RecoveryStudy
 
-__all__ = ["plot_power", "plot_recovery"]
+__all__ = ["plot_bootstrap", "plot_power", "plot_recovery"]
 
 
 def _axes(ax: Any, **size: Any) -> Any:
@@ -73,3 +76,39 @@ def plot_power(curve: PowerCurve, ax: Any) -> Any:
     if others:
         ax.legend()
     return ax
+
+
+def plot_bootstrap(boot: Bootstrap, interval: pd.DataFrame, axes: Any) -> Any:
+    """A histogram per quantity, with the estimate and the ends of its interval."""
+    names = list(boot.estimate.index)
+    n_columns = min(3, len(names))
+    n_rows = -(-len(names) // n_columns)
+    given = _axes(
+        axes, nrows=n_rows, ncols=n_columns, figsize=(3.2 * n_columns, 2.4 * n_rows),
+        layout="constrained",
+    )  # fmt: skip
+    flat = np.ravel(given)
+    if len(flat) < len(names):
+        raise ValueError(f"axes must hold {len(names)} Axes; found {len(flat)}")
+    for spare in flat[len(names) :] if axes is None else ():
+        spare.set_axis_off()
+    ends = interval[["lower", "upper"]].to_numpy()
+    for j, (name, ax) in enumerate(zip(names, flat)):
+        draws = boot.replicates.iloc[:, j].to_numpy()
+        draws = draws[np.isfinite(draws)]
+        if len(draws):
+            ax.hist(draws, bins=_bins(draws), color="0.8")
+        ax.axvline(boot.estimate.iloc[j], color="C0")
+        for end in ends[j][np.isfinite(ends[j])]:
+            ax.axvline(end, color="C0", ls=":")
+        ax.set_title(str(name), fontsize="medium")
+        ax.set_yticks([])
+    return flat[: len(names)]
+
+
+def _bins(draws: np.ndarray) -> int:
+    """About sqrt(n), also where all draws are the same but for rounding."""
+    spread = np.ptp(draws)
+    if spread <= 1e-9 * np.abs(draws).max():
+        return 1
+    return int(np.clip(np.sqrt(len(draws)), 5, 50))
