@@ -58,8 +58,9 @@ def run(
     *args : pytrees of NumPy arrays
     keep : bool
         Whether the program may be kept on disk.
-    lanes : {"linear", "generalized"}, optional
-        Of a program that maps a fit over lanes: the kind of model.
+    lanes : {"elementwise", "scattered"}, optional
+        Of a program that maps a fit over lanes: without scattered sums over rows in
+        its loops, or with them.
 
     Returns
     -------
@@ -90,18 +91,18 @@ def _get(fn, static, args, treedef, shapes, keep, lanes):
 
 
 def _options(short: bool, lanes: str | None) -> dict[str, str | bool]:
-    """Compiler options that suit short arrays, or lanes of a kind of model.
+    """Compiler options that suit short arrays, or lanes of a kind of work.
 
     XLA's older way of generating CPU code takes half to two thirds of the time to
     compile; what it makes is as fast on short arrays, and a third slower on long ones.
-    For lanes it makes faster code of elementwise work, and sums over rows a loop that
-    is slower. XLA hands many small sums to a library for large ones, which for lanes
-    takes two to three times as long.
+    For lanes it makes faster code of elementwise work, and of scattered sums a loop
+    that is slower. XLA hands many small sums to a library for large ones, which takes
+    lanes two to three times as long.
     """
     if lanes is None:
         wanted = [_QUICK] if short else []
     else:
-        wanted = [_PLAIN, _QUICK] if lanes == "linear" else [_PLAIN]
+        wanted = [_PLAIN, _QUICK] if lanes == "elementwise" else [_PLAIN]
     return dict(option for option in wanted if _is_known(*option))
 
 

@@ -38,7 +38,7 @@ from jaxglmm.elimination import Effects, Eliminated, eliminate, solve_effects
 from jaxglmm.families import Family
 from jaxglmm.linalg import spd_inverse
 from jaxglmm.plan import Layout, Pairs
-from jaxglmm.rowsums import RowSums, Sums
+from jaxglmm.rowsums import RowSums, Sums, level_of_rows, sum_by_level
 from jaxglmm.typing import Array
 
 __all__ = [
@@ -121,7 +121,7 @@ def random_part(b: Effects, data: RowData, layout: Layout) -> list[Array]:
     """Z b of every predictor, (n,) each."""
     out = [jnp.zeros_like(data.y) for _ in data.X]
     for f, effects in enumerate(b):
-        rows = data.z[f] * effects[data.codes[f]]
+        rows = data.z[f] * level_of_rows(effects, data.codes[f], f, layout)
         for k, r in enumerate(layout.block_predictors(f)):
             out[r] = out[r] + rows[:, k]
     return out
@@ -195,11 +195,9 @@ def curvature(W: Array, data: RowData, layout: Layout) -> CrossProducts:
 def gather(rows: Array, data: RowData, layout: Layout) -> Effects:
     """Z' rows for rows (n, R): (J, K) per block."""
     out = []
-    for f, block in enumerate(layout.blocks):
+    for f in range(len(layout.blocks)):
         columns = rows[:, jnp.array(layout.block_predictors(f))] * data.z[f]
-        out.append(
-            jax.ops.segment_sum(columns, data.codes[f], num_segments=block.n_levels)
-        )
+        out.append(sum_by_level(columns, data.codes[f], f, layout))
     return tuple(out)
 
 

@@ -49,6 +49,9 @@ class Layout:
 
     Of every term, in the order of theta: effects k, structure, and the number of the
     linear predictor to which it adds.
+
+    ``rows_per_level``: where it is not zero, the rows stand level by level of the first
+    block, so many for each, and sums over them need no codes; see arrange.py.
     """
 
     blocks: tuple[Block, ...]
@@ -56,6 +59,7 @@ class Layout:
     term_k: tuple[int, ...]
     structures: tuple[str, ...]
     predictors: tuple[int, ...]
+    rows_per_level: int = 0
 
     def block_predictors(self, f: int) -> tuple[int, ...]:
         """The linear predictor to which each effect of block f adds, (K,)."""

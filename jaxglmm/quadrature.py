@@ -29,6 +29,7 @@ from jaxglmm.families import Family
 from jaxglmm.linalg import block_matmul, small_cholesky, spd_inverse
 from jaxglmm.modes import RowData, random_part, row_values
 from jaxglmm.plan import Layout
+from jaxglmm.rowsums import sum_by_level
 from jaxglmm.typing import Array
 
 __all__ = ["check_quadrature", "quadrature_correction"]
@@ -94,7 +95,7 @@ def quadrature_correction(
         step = jnp.sum(A * node[None, :, None], axis=1).T  # (J, K)
         moved = jnp.stack(random_part((step @ Lam.T,), data, layout), axis=1)
         change = row_values(eta + moved, psi, data, family) - at_mode
-        by_level = jax.ops.segment_sum(change, data.codes[0], num_segments=n_levels)
+        by_level = sum_by_level(change, data.codes[0], 0, layout)
         prior = jnp.sum(u * step + 0.5 * step**2, axis=1)
         return by_level - prior + 0.5 * jnp.sum(node**2)
 

@@ -24,7 +24,14 @@ import numpy as np
 from jaxglmm.plan import Layout, Pairs
 from jaxglmm.typing import Array
 
-__all__ = ["RowSums", "SparseTail", "Sums", "block_columns"]
+__all__ = [
+    "RowSums",
+    "SparseTail",
+    "Sums",
+    "block_columns",
+    "level_of_rows",
+    "sum_by_level",
+]
 
 
 @jax.tree_util.register_dataclass
@@ -100,6 +107,12 @@ class RowSums:
             * self.z[g][:, None, :]
         )
 
+    def by_level(self, outer: Array, f: int) -> Array:
+        """Sum rows (n, a, b) by level of block f, (J, a, b)."""
+        if _is_regular(self.layout, f):
+            return sum_by_level(outer, self.codes[f], f, self.layout)
+        return self.by_code(outer, self.codes[f], self.layout.blocks[f].n_levels)
+
     def by_code(self, outer: Array, codes: Array, n_codes: int) -> Array:
         """Sum rows (n, a, b) by code, (n_codes, a, b)."""
         shape = outer.shape[1:]
@@ -108,9 +121,7 @@ class RowSums:
 
     def blocks(self, f: int, g: int) -> Array:
         """Z_f' W Z_g by level of f, (K_f, K_g, J_f)."""
-        n_levels = self.layout.blocks[f].n_levels
-        sums = self.by_code(self.outer(f, g), self.codes[f], n_levels)
-        return self.xp.moveaxis(sums, 0, -1)
+        return self.xp.moveaxis(self.by_level(self.outer(f, g), f), 0, -1)
 
     def with_columns(self, f: int) -> Array:
         """Z_f' W A by level of f, (J_f, K_f, c)."""
@@ -120,11 +131,7 @@ class RowSums:
             return self.xp.zeros((block.n_levels, block.k, 0), self.A.dtype)
         # the last column apart: in front of it the others may be wide
         parts = [
-            self.by_code(
-                self.zw[f][:, :, None] * part[:, None, :],
-                self.codes[f],
-                block.n_levels,
-            )
+            self.by_level(self.zw[f][:, :, None] * part[:, None, :], f)
             for part in (self.A[:, : c - 1], self.A[:, c - 1 :])
         ]
         return self.xp.concatenate(parts, axis=2)
@@ -199,6 +206,26 @@ def block_columns(layout: Layout, z: Sequence[Array], xp: ModuleType) -> list[Ar
         else z[b.terms[0]]
         for b in layout.blocks
     ]
+
+
+def _is_regular(layout: Layout, f: int) -> bool:
+    return f == 0 and layout.rows_per_level > 0
+
+
+def sum_by_level(values: Array, codes: Array, f: int, layout: Layout) -> Array:
+    """Sum rows (n, ...) by level of block f, (J, ...)."""
+    n_levels = layout.blocks[f].n_levels
+    if _is_regular(layout, f):
+        shape = (n_levels, layout.rows_per_level, *values.shape[1:])
+        return values.reshape(shape).sum(axis=1)
+    return jax.ops.segment_sum(values, codes, num_segments=n_levels)
+
+
+def level_of_rows(values: Array, codes: Array, f: int, layout: Layout) -> Array:
+    """The values (J, ...) of every row's level of block f, (n, ...)."""
+    if _is_regular(layout, f):
+        return jnp.repeat(values, layout.rows_per_level, axis=0)
+    return values[codes]
 
 
 def _segment_sum(values: Array, codes: Array, n_levels: int, xp) -> Array:

@@ -364,3 +364,41 @@ def test_programs_lower_for_other_platforms(name, platform):
     for fn, arg in ((one, ys[0]), (jax.jit(batch), ys), (jax.jit(value), params)):
         text = jax.export.export(fn, platforms=[platform])(arg).mlir_module()
         assert "lapack" not in text
+
+
+# ---- rows level by level -----------------------------------------------------------
+
+
+def test_arranged_rows_are_the_same_design():
+    from jaxglmm.studies.arrange import arrange
+
+    for name in ("binomial", "poisson", "crossed"):
+        design, family, method, params = _model(name)
+        design = jax.tree.map(np.asarray, design)
+        n = design.n_obs
+        shuffled = np.random.default_rng(3).permutation(n)
+        terms = tuple(jg.Term(t.z[shuffled], t.group[shuffled]) for t in design.terms)
+        w = np.ones(n) if design.weights is None else design.weights
+        mixed = jg.Design(design.y[shuffled], design.X[shuffled], terms, w[shuffled])
+        made = arrange(mixed)
+        assert made.design.layout.rows_per_level > 0
+        y = _responses(mixed, family, params, 1)[0]
+        by_codes = jg.fit(mixed.replace(y=y), family, method)
+        by_level = jg.fit(made.with_response(y), family, method)
+        np.testing.assert_allclose(by_level.objective, by_codes.objective, rtol=1e-10)
+        np.testing.assert_allclose(by_level.b[0], by_codes.b[0], atol=1e-6)
+        at = made.design.replace(y=y[made.rows])
+        np.testing.assert_allclose(
+            jg.loglik(params, at, family, method),
+            jg.loglik(params, mixed.replace(y=y), family, method),
+            rtol=1e-11,
+        )
+
+
+def test_rows_of_very_different_levels_stay_where_they_are():
+    from jaxglmm.studies.arrange import arrange
+
+    g = np.repeat([0, 1, 2, 3], [20, 1, 2, 1])
+    one = np.ones((24, 1))
+    design = jg.Design(np.arange(24.0), one, (jg.Term(one, g),))
+    assert arrange(design).rows is None

@@ -581,6 +581,7 @@ def test_the_bar_counts_lanes_and_failures(monkeypatch):
     class Bar:
         def __init__(self, **options):
             self.options, self.n, self.initial, self.text = options, 0, 0, ""
+            self.disable = False
 
         def set_postfix_str(self, text, refresh):
             self.text = text
@@ -600,3 +601,6 @@ def test_the_bar_counts_lanes_and_failures(monkeypatch):
     assert (bar._bar.n, bar._bar.initial) == (10, 6)  # the rate leaves the six out
     assert bar._bar.text == "10.0% not converged"
     assert Progress(10, "fits", False)._bar is None
+    monkeypatch.undo()
+    with Progress(10, "fits", True) as silent:  # no terminal here
+        silent.update(10, 0, earlier=True)

@@ -25,6 +25,7 @@ from jaxglmm.hostfit import built_in
 from jaxglmm.optimize import iteration_limit
 from jaxglmm.plan import Layout
 from jaxglmm.results import Fit, Params
+from jaxglmm.studies.arrange import arrange, can_arrange
 from jaxglmm.studies.lanes import Engine, Outcome, collect, default_threads
 from jaxglmm.studies.progress import Progress
 from jaxglmm.studies.stacking import stack_designs
@@ -117,7 +118,7 @@ def fit_batch(
         )
         one, shared, n = _fit_design, None, len(lanes.y)
     else:
-        one, shared, lanes = _fit_response, checked, _responses(ys, checked)
+        one, shared, lanes = _fit_response, arrange(checked), _responses(ys, checked)
         n = len(lanes)
     starts = _starts(start, n, checked)
     engine = engine_for(what, checked, n, tile, threads, devices)
@@ -143,9 +144,10 @@ def check_batch(
         return what, jax.tree.map(np.asarray, design)
 
 
-def _fit_response(what: What, effects: bool, design, lane, max_iter) -> Outcome:
+def _fit_response(what: What, effects: bool, arranged, lane, max_iter) -> Outcome:
     y, start = lane
-    return _outcome(fit_checked(what, design.replace(y=y), start, max_iter), effects)
+    design = arranged.with_response(y)
+    return _outcome(fit_checked(what, design, start, max_iter), effects)
 
 
 def _fit_design(what: What, effects: bool, shared, lane, max_iter) -> Outcome:
@@ -213,12 +215,14 @@ def engine_for(
     tile = min(int(tile), 1 << (most - 1).bit_length())
     keep = isinstance(what.control.optimizer, str) and built_in(design.layout)
     keep = keep and known_family(what.family) and what.how.prior is None
-    kind = "linear" if is_linear(what.family) else "generalized"
+    once = is_linear(what.family) and what.method in ("REML", "ML")
+    plain = once or (can_arrange(design) and not design.layout.tail)
+    kind = "elementwise" if plain else "scattered"
     return Engine(tile, int(threads), devices, keep, kind)
 
 
 _CACHE = 3e5  # numbers that a tile may hold
-_LARGE = 3e4  # numbers of a lane that is best fitted alone
+_LARGE = 6e3  # numbers of a lane that is best fitted alone
 _LANES = (16, 1024)
 
 

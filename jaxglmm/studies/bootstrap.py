@@ -37,6 +37,7 @@ from jaxglmm.families import Family, is_linear
 from jaxglmm.fitting import What, fit_checked
 from jaxglmm.results import Fit
 from jaxglmm.simulation import linear_predictor, simulate
+from jaxglmm.studies.arrange import arrange
 from jaxglmm.studies.batch import check_batch
 from jaxglmm.studies.cases import case_plan, draw_cases, top_factor
 from jaxglmm.studies.lanes import Outcome
@@ -192,8 +193,10 @@ def bootstrap(
         "family": repr(m.family), "method": m.method, "control": repr(control),
         "statistic": function_name(statistic),
     }  # fmt: skip
+    arranged = None if kind == "cases" else arrange(design)
+    shared = design, arranged, source, prng
     out = run_study(
-        _replicate, what, (kind, statistic), (design, source, prng), design, n, running,
+        _replicate, what, (kind, statistic), shared, design, n, running,
         label="bootstrap", facts=facts, own_code=statistic is None,
     )  # fmt: skip
     names = parameter_names(m.design, m.family, m.is_generalized, m.frame)
@@ -239,12 +242,10 @@ def _residual_source(m: GLMM) -> tuple:
     return m.fit.params, tuple(b), e * (sigma / np.sqrt(np.mean(e**2))), np.sqrt(w)
 
 
-def _sample(kind: str, key: Array, design: Design, source, family: Family) -> Design:
-    """A design with the replicate's data."""
-    if kind == "cases":
-        return draw_cases(key, design, source)
+def _response(kind: str, key: Array, design: Design, source, family: Family) -> Array:
+    """The response of a replicate, (n,)."""
     if kind == "parametric":
-        return design.replace(y=simulate(key, source, design, family))
+        return simulate(key, source, design, family)
     params, b, e, root_w = source
     keys = jax.random.split(key, len(b) + 1)
     drawn = tuple(
@@ -253,12 +254,17 @@ def _sample(kind: str, key: Array, design: Design, source, family: Family) -> De
     )
     eta = linear_predictor(params, design, drawn)
     pick = jax.random.randint(keys[0], e.shape, 0, e.shape[0])
-    return design.replace(y=eta + e[pick] / root_w)
+    return eta + e[pick] / root_w
 
 
 def _replicate(what: What, kind, statistic, shared, i, max_iter) -> Outcome:
-    design, source, key = shared
-    design = _sample(kind, key.replicate(i), design, source, what.family)
+    design, arranged, source, key = shared
+    own = key.replicate(i)
+    if kind == "cases":
+        design = draw_cases(own, design, source)
+    else:
+        y = _response(kind, own, design, source, what.family)
+        design = arranged.with_response(y)
     return _value(what, design, statistic, max_iter)
 
 
@@ -408,8 +414,9 @@ def bootstrap_lrt(
         **design_facts(small), "larger model": large, "params": truth, "key": prng,
         "family": repr(m0.family), "method": method, "control": repr(control),
     }  # fmt: skip
+    shared = small, arrange(small), arrange(large), truth, prng
     out = run_study(
-        _ratio, what, (), (small, large, truth, prng), large, n,
+        _ratio, what, (), shared, large, n,
         Running(tile, threads, devices, progress, checkpoint), label="bootstrap LRT",
         facts=facts,
     )  # fmt: skip
@@ -439,10 +446,10 @@ def _common_method(m0: GLMM, m1: GLMM) -> str:
 
 
 def _ratio(what: What, shared, i, max_iter) -> Outcome:
-    small, large, truth, key = shared
-    y = simulate(key.replicate(i), truth, small, what.family)
-    less = fit_checked(what, small.replace(y=y), None, max_iter)
-    more = fit_checked(what, large.replace(y=y), None, max_iter)
+    design, small, large, truth, key = shared
+    y = simulate(key.replicate(i), truth, design, what.family)
+    less = fit_checked(what, small.with_response(y), None, max_iter)
+    more = fit_checked(what, large.with_response(y), None, max_iter)
     ok = less.converged & more.converged
     ratio = 2.0 * (more.loglik - less.loglik)
     result = {"ratio": ratio, "converged": ok, "status": more.status}

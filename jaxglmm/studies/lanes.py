@@ -85,8 +85,8 @@ class Engine:
         Of this process.
     keep : bool
         Whether the compiled program may be kept on disk.
-    kind : {"linear", "generalized"}
-        The model, for the compiler's options.
+    kind : {"elementwise", "scattered"}
+        The work, for the compiler's options: with scattered sums over rows or without.
     """
 
     tile: int

@@ -34,7 +34,7 @@ class Progress:
             return
         share = self._failed / self._lanes
         self._bar.set_postfix_str(f"{share:.1%} not converged", refresh=False)
-        if earlier:
+        if earlier and not self._bar.disable:
             self._bar.initial += n
         self._bar.update(n)
 

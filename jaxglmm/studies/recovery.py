@@ -28,8 +28,9 @@ from jaxglmm.designs import Design
 from jaxglmm.errors import Status
 from jaxglmm.families import Family, family_by_name
 from jaxglmm.fitting import What, fit_checked
-from jaxglmm.results import Params
+from jaxglmm.results import Params, check_params
 from jaxglmm.simulation import simulate
+from jaxglmm.studies.arrange import arrange
 from jaxglmm.studies.batch import check_batch
 from jaxglmm.studies.lanes import Outcome
 from jaxglmm.studies.parameters import n_fixed, parameter_names, truth_of
@@ -254,16 +255,23 @@ def recovery_study(
     params, b = jax.tree.map(np.asarray, (params, b))
     running = Running(tile, threads, devices, progress, checkpoint)
     prng, records = as_key(key), {}
-    for method in chosen:
-        nodes = n_quad if method == "AGQ" else None
-        what, checked = check_batch(design, family, method, nodes, None, control)
+    check_params(params, design, 0 if params.psi is None else family.n_own)
+    fits = [
+        check_batch(
+            design, family, method, n_quad if method == "AGQ" else None, None, control
+        )
+        for method in chosen
+    ]
+    for what, checked in fits:
         facts = {
             **design_facts(checked), "params": params, "effects": b, "key": prng,
             "family": repr(family), "method": what.method, "nodes": what.how.n_quad,
             "control": repr(what.control), "covariates": function_name(covariates),
         }  # fmt: skip
+        # covariates drawn anew belong to rows in their own order
+        parts = checked, None if covariates else arrange(checked)
         records[what.method] = run_study(
-            _replicate, what, (covariates,), (checked, params, b, prng), checked,
+            _replicate, what, (covariates,), (*parts, params, b, prng), checked,
             n_sims, running, label=f"recovery, {what.method}", facts=facts,
             folder=what.method, own_code=covariates is None,
         )  # fmt: skip
@@ -276,11 +284,12 @@ def recovery_study(
 
 
 def _replicate(what: What, covariates, shared, i, max_iter) -> Outcome:
-    design, params, b, key = shared
+    design, arranged, params, b, key = shared
     key_y: Array = key.replicate(i)
     if covariates is not None:
         key_x, key_y = jax.random.split(key_y)
         design = covariates(key_x, design)
     y = simulate(key_y, params, design, what.family, b=b)
-    fit = fit_checked(what, design.replace(y=y), None, max_iter)
+    data = design.replace(y=y) if arranged is None else arranged.with_response(y)
+    fit = fit_checked(what, data, None, max_iter)
     return Outcome(record(fit, design, what.family), fit.n_iter, fit.converged)
