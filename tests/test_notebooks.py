@@ -48,6 +48,37 @@ EXPECTED = {
             "int(bias['data sets'].min() >= 98)": (1, 0),
         },
     ),
+    "03_simulation_and_power": (
+        3,
+        {
+            # REML is unbiased; ML loses 1/18 of Q and the noise of a subject's line
+            "list(variances['relative bias'][::2])": ([0, 0, 0], 0.03),
+            "list(variances['relative bias'][1::2])": ([-0.07, -0.07, 0], 0.03),
+            "float(summary.loc[('REML', 'Days'), 'coverage'] - expected)": (0, 0.018),
+            "float(summary.loc[('ML', 'Days'), 'coverage'])": (0.926, 0.018),
+            "float(study.rates()['converged'].min())": (1, 0.002),
+            "list(herd_summary['coverage'][:4])": ([0.95] * 4, 0.02),
+            "float(herd_summary.loc['sd herd', 'bias'])": (-0.065, 0.02),
+            "float(boot.estimate['days_to_a_tenth'])": (2.4018, 1e-3),
+            "list(intervals.loc['Days', 'percentile'])": ([7.44, 13.50], 0.5),
+            "list(intervals.loc['Days', 'bca'])": ([7.44, 13.50], 0.7),
+            "float(errors.loc['Days', 'cases'] / errors.loc['Days', 'fit'])": (1, 0.1),
+            "int(errors.loc['sigma', 'cases'] > 2 * boot.replicates.sigma.std())": (
+                1,
+                0,
+            ),
+            "float(test.statistic)": (42.8368, 1e-3),  # lme4, both by REML
+            "float(test.p_value * (1 + N))": (1, 1e-9),
+            "int(quantile < stats.chi2.ppf(0.95, 2))": (1, 0),
+            "[needed[3.0], needed[5.0]]": ([48, 18], 0),
+            # t with 5 degrees of freedom beyond the normal's bound
+            "float(power.loc[0, 'power'])": (0.107, 0.045),
+            "int(np.isin(fits.status, [0, 1]).sum())": (1000, 0),
+            "float(lane_error)": (0, 1e-9),
+            "int(same)": (1, 0),
+            "int('key was' in refused)": (1, 0),
+        },
+    ),
 }
 
 # a clean interpreter per notebook: jaxglmm's own settings, no test's
