@@ -1,0 +1,159 @@
+"""The bootstrap: its samples, its intervals, its likelihood ratios."""
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+import jaxglmm as jg
+from jaxglmm.studies.bootstrap import _interval, _residual_source
+from jaxglmm.studies.cases import case_plan, draw_cases, top_factor
+from jaxglmm.studies.parameters import natural
+
+
+@pytest.fixture(scope="module")
+def dyestuff():
+    return jg.glmm("Yield ~ 1 + (1 | Batch)", jg.datasets.dyestuff())
+
+
+@pytest.fixture(scope="module")
+def slope():
+    return jg.glmm("Reaction ~ Days + (Days | Subject)", jg.datasets.sleepstudy())
+
+
+def test_parametric_bootstrap(dyestuff):
+    found = dyestuff.bootstrap(
+        300, key=2, progress=False, statistic=lambda f: f.params.theta[0] ** 2
+    )
+    assert list(found.estimate.index[:3]) == [
+        "(Intercept)", "sd_(Intercept)|Batch", "sigma",
+    ]  # fmt: skip
+    np.testing.assert_allclose(found.estimate.iloc[3], dyestuff.theta.iloc[0] ** 2)
+    y = jg.simulate(
+        jax.random.fold_in(jax.random.key(2), 11), dyestuff.fit.params, dyestuff.design
+    )
+    single = jg.fit(dyestuff.design.replace(y=y))
+    np.testing.assert_allclose(
+        found.replicates.iloc[11, :3],
+        natural(single.params, dyestuff.design, dyestuff.family), rtol=1e-6,
+    )  # fmt: skip
+    draws = found.replicates["sigma"].to_numpy()
+    low, high = np.quantile(draws, [0.05, 0.95])
+    t = dyestuff.sigma
+    np.testing.assert_allclose(found.confint(0.9).loc["sigma"], [low, high])
+    np.testing.assert_allclose(
+        found.confint(0.9, "basic").loc["sigma"], [2 * t - high, 2 * t - low]
+    )
+    bca = found.confint(method="bca")
+    assert (bca["lower"] < bca["upper"]).all()
+    np.testing.assert_allclose(
+        found.summary()["std_error"].iloc[0], dyestuff.se.iloc[0], rtol=0.2
+    )
+
+
+def test_bca_is_that_of_scipy(rng):
+    """For the mean of a sample, where scipy has the same interval."""
+    x = rng.gamma(2.0, size=40)
+    theirs = stats.bootstrap(
+        (x,), np.mean, n_resamples=4000, method="BCa", rng=np.random.default_rng(1)
+    )
+    without = (x.sum() - x) / (len(x) - 1)
+    draws = theirs.bootstrap_distribution
+    ours = _interval(draws, x.mean(), 0.95, "bca", without)
+    np.testing.assert_allclose(ours, theirs.confidence_interval, rtol=1e-6)
+
+
+def test_semiparametric_draws_have_the_estimated_covariances(slope):
+    source = _residual_source(slope)
+    _, (b,), e, _ = source
+    Q = slope.sigma**2 * slope.factors[0] @ slope.factors[0].T
+    np.testing.assert_allclose(b.T @ b / len(b), Q, rtol=1e-8)
+    np.testing.assert_allclose(np.mean(e**2), slope.sigma**2)
+    np.testing.assert_allclose(e.mean(), 0.0, atol=1e-9)
+    found = slope.bootstrap(300, key=1, kind="semiparametric", progress=False)
+    error = found.summary()["std_error"]
+    np.testing.assert_allclose(error.iloc[:2], slope.se, rtol=0.2)
+
+
+def test_cases_are_levels_with_all_their_rows():
+    m = jg.glmm("strength ~ 1 + (1 | batch/cask)", jg.datasets.load("pastes"))
+    keep = np.arange(60) != 17  # one level is shorter
+    design = jax.tree.map(np.asarray, m.design)
+    terms = tuple(jg.Term(t.z[keep], t.group[keep], t.n_levels) for t in design.terms)
+    design = jg.Design(design.y[keep], design.X[keep], terms)
+    cases = case_plan(design, top_factor(m, None))
+    key = jax.random.key(4)
+    made = draw_cases(key, design, cases)
+    drawn = np.asarray(jax.random.randint(key, (10,), 0, 10))
+    assert len(set(drawn)) < 10
+    parts, batches, casks = [], [], []
+    batch, cask = design.terms[1].group, design.terms[0].group
+    for slot, level in enumerate(drawn):
+        rows = np.flatnonzero(batch == level)
+        parts.append(rows)
+        batches.append(np.full(len(rows), slot))
+        casks.append(1000 * slot + cask[rows])
+    rows = np.concatenate(parts)
+    one = np.ones((len(rows), 1))
+    code = np.unique(np.concatenate(casks), return_inverse=True)[1]
+    by_hand = jg.Design(
+        design.y[rows], design.X[rows],
+        (jg.Term(one, code), jg.Term(one, np.concatenate(batches))),
+    )  # fmt: skip
+    a, b = jg.fit(made), jg.fit(by_hand)
+    np.testing.assert_allclose(a.objective, b.objective, rtol=1e-10)
+    np.testing.assert_allclose(a.params.theta, b.params.theta, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_cases_of_a_generalized_model():
+    formula = "cbind(incidence, size - incidence) ~ period + (1 | herd)"
+    g = jg.glmm(formula, jg.datasets.load("cbpp"), family="binomial")
+    found = g.bootstrap(48, key=1, kind="cases", progress=False)
+    assert found.replicates.notna().all(axis=1).mean() > 0.9
+
+
+def test_cases_of_crossed_factors():
+    crossed = jg.glmm(
+        "diameter ~ 1 + (1|plate) + (1|sample)", jg.datasets.load("penicillin")
+    )
+    with pytest.raises(ValueError, match="say by= which to draw: plate, sample"):
+        crossed.bootstrap(10, key=1, kind="cases")
+    found = crossed.bootstrap(48, key=1, kind="cases", by="plate", progress=False)
+    assert found.replicates["sd_(Intercept)|plate"].std() > 0.0
+
+
+def test_what_the_bootstrap_refuses(dyestuff):
+    with pytest.raises(ValueError, match="kind='residual' is not one of"):
+        dyestuff.bootstrap(10, key=1, kind="residual")
+    with pytest.raises(ValueError, match="by='Item' is no grouping factor"):
+        dyestuff.bootstrap(10, key=1, kind="cases", by="Item")
+    formula = "cbind(incidence, size - incidence) ~ period + (1 | herd)"
+    g = jg.glmm(formula, jg.datasets.load("cbpp"), family="binomial")
+    with pytest.raises(ValueError, match="which only linear models have"):
+        g.bootstrap(10, key=1, kind="semiparametric")
+    found = dyestuff.bootstrap(20, key=1, progress=False)
+    with pytest.raises(ValueError, match="method='wald' is not one of"):
+        found.confint(method="wald")
+
+
+def test_likelihood_ratio_by_simulation(slope):
+    data = jg.datasets.sleepstudy()
+    plain = jg.glmm("Reaction ~ Days + (1 | Subject)", data)
+    test = jg.bootstrap_lrt(plain, slope, 99, key=1, progress=False)
+    # both by REML, with the same fixed effects
+    np.testing.assert_allclose(test.statistic, 2 * (slope.loglik - plain.loglik))
+    assert test.p_value == 0.01
+    with pytest.raises(ValueError, match="give the smaller model first"):
+        jg.bootstrap_lrt(slope, plain, 10, key=1)
+    other = jg.glmm("Yield ~ 1 + (1 | Batch)", jg.datasets.dyestuff())
+    with pytest.raises(ValueError, match="not fitted to the same responses"):
+        jg.bootstrap_lrt(other, slope, 10, key=1)
+
+
+@pytest.mark.slow
+def test_different_fixed_effects_are_compared_by_ml(slope):
+    data = jg.datasets.sleepstudy()
+    without = jg.glmm("Reaction ~ 1 + (Days | Subject)", data)
+    test = jg.bootstrap_lrt(without, slope, 49, key=1, progress=False)
+    np.testing.assert_allclose(test.statistic, 23.537, atol=2e-3)  # by ML, as lme4

@@ -1,0 +1,139 @@
+"""Studies that were stopped go on; folders that cannot be used are named."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import jaxglmm as jg
+from jaxglmm.errors import CheckpointError
+from jaxglmm.studies import checkpoint as checkpoint_module
+
+
+@pytest.fixture(scope="module")
+def dyestuff():
+    return jg.glmm("Yield ~ 1 + (1 | Batch)", jg.datasets.dyestuff())
+
+
+def _checkpointed(m, folder, **changes):
+    options = {"n_sims": 600, "tile": 16, "threads": 1, **changes}
+    key = options.pop("key", 9)
+    return jg.recovery_study(
+        key, m.design, m.fit.params, checkpoint=folder, progress=False, **options
+    )
+
+
+def _bits(study):
+    return {k: v.tobytes() for k, v in study.records["REML"].items()}
+
+
+def test_a_stopped_study_goes_on_and_ends_the_same(dyestuff, tmp_path, monkeypatch):
+    whole = _checkpointed(dyestuff, tmp_path / "whole")
+    write, written = checkpoint_module._write, []
+
+    def stop(path, content):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "_write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            _checkpointed(dyestuff, tmp_path / "cut")
+    files = sorted((tmp_path / "cut" / "REML").iterdir())
+    assert [f.name for f in files] == [
+        "chunk-000000.parquet", "chunk-000001.parquet", "study.json",
+    ]  # fmt: skip
+    before = [f.stat().st_mtime_ns for f in files]
+    again = _checkpointed(dyestuff, tmp_path / "cut")
+    assert [f.stat().st_mtime_ns for f in files] == before  # read, not made again
+    assert _bits(again) == _bits(whole)
+
+
+def test_a_changed_study_is_refused_by_name(dyestuff, tmp_path):
+    _checkpointed(dyestuff, tmp_path, n_sims=32)
+    with pytest.raises(CheckpointError, match="replicates was 32, now 48"):
+        _checkpointed(dyestuff, tmp_path, n_sims=48)
+    with pytest.raises(CheckpointError, match="differs from this one in key was #"):
+        _checkpointed(dyestuff, tmp_path, n_sims=32, key=10)
+    changed = dyestuff.design.replace(X=2.0 * dyestuff.design.X)
+    with pytest.raises(CheckpointError, match="differs from this one in X was #"):
+        jg.recovery_study(
+            9, changed, dyestuff.fit.params, n_sims=32, tile=16, threads=1,
+            checkpoint=tmp_path, progress=False,
+        )  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_used(dyestuff, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be used: Not a directory"):
+        _checkpointed(dyestuff, tmp_path / "file")
+    write, written = checkpoint_module._write, []
+
+    def full(path, content):
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "_write", full)
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            _checkpointed(dyestuff, tmp_path / "full")
+    folder = tmp_path / "full" / "REML"
+    assert (folder / "chunk-000000.parquet").exists()
+    _checkpointed(dyestuff, tmp_path / "full")
+    (folder / "chunk-000001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        _checkpointed(dyestuff, tmp_path / "full")
+
+
+KILLED = """
+import sys, jaxglmm as jg
+m = jg.glmm("Yield ~ 1 + (1 | Batch)", jg.datasets.dyestuff())
+print("ready", flush=True)
+s = jg.recovery_study(
+    9, m.design, m.fit.params, n_sims=20000, tile=64, threads=2,
+    checkpoint=sys.argv[1], progress=False,
+)
+print("done", flush=True)
+"""
+
+
+def _killed_study(folder, seconds):
+    """Start a study and kill it some seconds after it began; whether it was done."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(seconds)
+    if seconds:
+        process.send_signal(signal.SIGKILL)
+    done = process.stdout.read() == "done\n"
+    process.wait(timeout=120)
+    return done
+
+
+def _table(folder):
+    files = sorted((folder / "REML").glob("chunk-*.parquet"))
+    return pd.concat([pd.read_parquet(f) for f in files], ignore_index=True)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(tmp_path):
+    start = time.monotonic()
+    assert _killed_study(tmp_path / "whole", 0)
+    took = time.monotonic() - start
+    for seconds in np.random.default_rng(1).uniform(0.1, took / 4, 10):
+        _killed_study(tmp_path / "cut", seconds)
+    assert _killed_study(tmp_path / "cut", 0)
+    whole, cut = _table(tmp_path / "whole"), _table(tmp_path / "cut")
+    assert len(whole) == 20000
+    pd.testing.assert_frame_equal(whole, cut, check_exact=True)
+    assert not list((tmp_path / "cut" / "REML").glob("*.tmp"))
