@@ -107,17 +107,15 @@ print("done", flush=True)
 
 def _killed_study(folder, seconds):
     """Start a study and kill it some seconds after it began; whether it was done."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", KILLED, str(folder)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(seconds)
-    if seconds:
-        process.send_signal(signal.SIGKILL)
-    done = process.stdout.read() == "done\n"
-    process.wait(timeout=120)
-    return done
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(seconds)
+        if seconds:
+            process.send_signal(signal.SIGKILL)
+        return process.stdout.read() == "done\n"
 
 
 def _table(folder):
