@@ -80,6 +80,14 @@ _SLEEPSTUDY = {
     "data": "sleepstudy",
     "factors": ("Subject",),
 }
+_CBPP = {
+    "response": "cbind(incidence, healthy)",
+    "fixed": "period",
+    "random": (("1", "herd"),),
+    "data": "cbpp",
+    "factors": ("herd", "period"),
+    "distribution": "binomial",
+}
 _ONE_FACTOR = {"response": "y", "fixed": "x", "random": (("1", "g"),)}
 _GROWTH = (10_000, 100_000, 1_000_000)
 
@@ -117,13 +125,8 @@ ROWS = (
     Row(
         name="cbpp",
         family="cbpp",
-        response="cbind(incidence, healthy)",
-        fixed="period",
-        random=(("1", "herd"),),
-        data="cbpp",
-        factors=("herd", "period"),
-        distribution="binomial",
         engines=("jaxglmm", "jaxglmm-fit", "lme4", "glmmTMB", "glmm"),
+        **_CBPP,
     ),
     Row(
         name="verbagg",
@@ -165,13 +168,8 @@ ROWS = (
         name="refit-cbpp",
         family="refit",
         work="refit",
-        response="cbind(incidence, healthy)",
-        fixed="period",
-        random=(("1", "herd"),),
-        data="cbpp",
-        factors=("herd", "period"),
-        distribution="binomial",
         engines=("jaxglmm", "jaxglmm-fit", "lme4", "glmm"),
+        **_CBPP,
     ),
     Row(
         name="refit-poisson",

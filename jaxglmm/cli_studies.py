@@ -208,6 +208,15 @@ _OPTIONS = (
 )
 
 
+_N_SIMS = click.option(
+    "--n-sims",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Simulations, of a power curve per point.",
+)
+
+
 def _study(command: Callable[..., _Report]) -> Callable:
     """Add what studies share; print and write the report that the command returns."""
 
@@ -282,13 +291,7 @@ def _draw(report: _Report, path: str) -> None:
     show_default=True,
     help="Wald or likelihood-ratio test.",
 )
-@click.option(
-    "--n-sims",
-    type=click.IntRange(min=1),
-    default=1000,
-    show_default=True,
-    help="Simulations per point.",
-)
+@_N_SIMS
 @click.option(
     "--alpha",
     type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
@@ -392,13 +395,7 @@ def bootstrap(
 
 
 @main.command()
-@click.option(
-    "--n-sims",
-    type=click.IntRange(min=1),
-    default=1000,
-    show_default=True,
-    help="Simulations.",
-)
+@_N_SIMS
 @click.option(
     "--methods",
     type=_METHODS,

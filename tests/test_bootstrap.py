@@ -128,6 +128,8 @@ def test_what_the_bootstrap_refuses(dyestuff):
         dyestuff.bootstrap(10, key=1, kind="residual")
     with pytest.raises(ValueError, match="by='Item' is no grouping factor"):
         dyestuff.bootstrap(10, key=1, kind="cases", by="Item")
+    with pytest.raises(ValueError, match="by='Item' is no grouping factor"):
+        dyestuff.bootstrap(10, key=1, by="Item")
     formula = "cbind(incidence, size - incidence) ~ period + (1 | herd)"
     g = jg.glmm(formula, jg.datasets.load("cbpp"), family="binomial")
     with pytest.raises(ValueError, match="which only linear models have"):

@@ -61,6 +61,8 @@ def test_a_changed_study_is_refused_by_name(dyestuff, tmp_path):
         _checkpointed(dyestuff, tmp_path, n_sims=48)
     with pytest.raises(CheckpointError, match="differs from this one in key was #"):
         _checkpointed(dyestuff, tmp_path, n_sims=32, key=10)
+    with pytest.raises(CheckpointError, match=r"control was .*max_iter=None.*now.*=9"):
+        _checkpointed(dyestuff, tmp_path, n_sims=32, control=jg.Control(max_iter=9))
     changed = dyestuff.design.replace(X=2.0 * dyestuff.design.X)
     with pytest.raises(CheckpointError, match="differs from this one in X was #"):
         jg.recovery_study(

@@ -190,7 +190,6 @@ def bootstrap(
     prng = as_key(key)
     facts = {
         **design_facts(design), "kind": kind, "source": source, "key": prng, **facts,
-        "family": repr(m.family), "method": m.method, "control": repr(control),
         "statistic": function_name(statistic),
     }  # fmt: skip
     arranged = None if kind == "cases" else arrange(design)
@@ -216,6 +215,8 @@ def _source(m: GLMM, design: Design, kind: str, by) -> tuple[Any, dict[str, Any]
     """What samples are drawn from, and what that adds to the facts."""
     if kind == "cases":
         return case_plan(design, top_factor(m, by)), {"by": str(by)}
+    if by is not None:  # for BCa intervals later; refused now where it names nothing
+        top_factor(m, by)
     if kind == "parametric":
         return m.fit.params, {}
     if not (is_linear(m.family) and not m.is_generalized):
@@ -412,7 +413,6 @@ def bootstrap_lrt(
     prng = as_key(key)
     facts = {
         **design_facts(small), "larger model": large, "params": truth, "key": prng,
-        "family": repr(m0.family), "method": method, "control": repr(control),
     }  # fmt: skip
     shared = small, arrange(small), arrange(large), truth, prng
     out = run_study(

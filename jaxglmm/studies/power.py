@@ -219,7 +219,7 @@ def power_curve(
     points = _points(tested, effect, n_levels, rows)
     largest = _largest(pilot, along, points)
     what, design = check_batch(
-        largest.design, pilot.family, pilot.method, pilot.n_quad, None, control
+        largest.design, pilot.family, pilot.method, pilot.n_quad, pilot.priors, control
     )
     all_levels = int(largest.level.max()) + 1
     weights = np.stack(
@@ -233,7 +233,6 @@ def power_curve(
     static = (tested if callable(tested) else tuple(tested), kind, n_sims)
     facts = {
         **design_facts(design), "params": truth, "point weights": weights, "key": prng,
-        "family": repr(pilot.family), "method": what.method, "control": repr(control),
         "test": function_name(test) if callable(test) else repr(test), "kind": kind,
     }  # fmt: skip
     shared = design, arrange(design), truth, weights, prng
@@ -260,6 +259,7 @@ class _Pilot:
     n_quad: int | None
     effects: list[str]
     groups: list[str]
+    priors: Any = None
 
 
 def _pilot(model, params, family, method, n_quad) -> _Pilot:
@@ -282,6 +282,7 @@ def _pilot(model, params, family, method, n_quad) -> _Pilot:
         model.method if method is None else method,
         model.n_quad if method is None else n_quad,
         list(model.frame.X_names), [t.group_name for t in model.frame.all_terms],
+        model.priors,
     )  # fmt: skip
 
 

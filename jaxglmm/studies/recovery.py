@@ -265,8 +265,7 @@ def recovery_study(
     for what, checked in fits:
         facts = {
             **design_facts(checked), "params": params, "effects": b, "key": prng,
-            "family": repr(family), "method": what.method, "nodes": what.how.n_quad,
-            "control": repr(what.control), "covariates": function_name(covariates),
+            "covariates": function_name(covariates),
         }  # fmt: skip
         # covariates drawn anew belong to rows in their own order
         parts = checked, None if covariates else arrange(checked)

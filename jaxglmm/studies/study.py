@@ -120,7 +120,8 @@ def run_study(
     design : Design
         Whose size decides the tile.
     facts : dict
-        What decides the results, for the checkpoint; ``folder`` is its place there.
+        What decides the results beside ``what``, for the checkpoint; ``folder`` is its
+        place there.
     own_code : bool
         Whether ``static`` holds nothing but this package's code.
     """
@@ -128,7 +129,12 @@ def run_study(
     engine = dataclasses.replace(engine, keep=engine.keep and own_code)
     saved: Checkpoint | None = None
     if running.checkpoint is not None:
-        facts = {**facts, "replicates": n, "lanes per call": engine.width}
+        family, method, how, control = what
+        facts = {
+            **facts, "family": repr(family), "method": method, "nodes": how.n_quad,
+            "priors": function_name(how.prior), "control": repr(control),
+            "replicates": n, "lanes per call": engine.width,
+        }  # fmt: skip
         saved = Checkpoint(Path(running.checkpoint) / folder, facts)
     with Progress(n, label, running.progress) as bar:
         chunks = engine.chunks(
