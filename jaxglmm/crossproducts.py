@@ -26,6 +26,7 @@ import numpy as np
 from jax import lax
 
 from jaxglmm.covariance import structure
+from jaxglmm.plan import Alike
 from jaxglmm.rowsums import RowSums, SparseTail, block_columns
 from jaxglmm.typing import Array
 
@@ -81,7 +82,8 @@ class CrossProducts:
     ``unused`` (p,) is one for columns of X that hold nothing (aliased, or padding).
     ``n`` counts rows with positive weight, ``p`` columns in use. ``constant`` and
     ``constant_reml`` are what the change of units and the prior weights add to -2 log L
-    and, on top of that, to the REML criterion.
+    and, on top of that, to the REML criterion. ``counts`` (J,), where it is not None:
+    for how many levels each of the first block counts in the log-determinant.
     """
 
     own: tuple[Array, ...]
@@ -94,6 +96,8 @@ class CrossProducts:
     p: Array
     constant: Array
     constant_reml: Array
+    alike: Alike | None = None
+    counts: Array | None = None
 
 
 def cross_products(design, np_like: ModuleType = jnp) -> tuple[CrossProducts, Units]:
@@ -139,6 +143,7 @@ def cross_products(design, np_like: ModuleType = jnp) -> tuple[CrossProducts, Un
         p=p_used,
         constant=n_used * log_s - log_w,
         constant_reml=-p_used * log_s - 2.0 * logdet_T,
+        alike=design.plan.alike,
     )
     return cp, units
 

@@ -84,6 +84,8 @@ def eliminate(
         M_inv_f, N_f, logdet_f = reduce_levels(factors[f], own[f])
         M_inv.append(M_inv_f)
         N.append(N_f)
+        if f == 0 and cp.counts is not None:
+            logdet_f = cp.counts * logdet_f
         logdet = logdet + jnp.sum(logdet_f)
         gram = gram - _outer_tail(tail[f], N_f, gram.shape[0])
         for g in range(f + 1, layout.n_chain):

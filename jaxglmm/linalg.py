@@ -31,6 +31,7 @@ from jaxglmm.typing import Array
 
 __all__ = [
     "block_matmul",
+    "root_of_psd",
     "small_cholesky",
     "spd_inverse",
     "spd_solve",
@@ -140,6 +141,25 @@ def small_cholesky(A: Array) -> Array:
         row.append(jnp.sqrt(A[i, i] - square))
         rows.append(row)
     return jnp.stack([jnp.stack([*row, *[zero] * (k - len(row))]) for row in rows])
+
+
+def root_of_psd(A: Array) -> Array:
+    """Lower triangular L with L L' = A, A (k, k, *batch) positive semidefinite.
+
+    A pivot within rounding of zero empties its column, so A may be singular.
+    """
+    k = A.shape[0]
+    zero = jnp.zeros_like(A[0, 0])
+    eps = float(jnp.finfo(A.dtype).eps)
+    columns: list[Array] = []
+    for j in range(k):
+        done = sum((c * c[j][None] for c in columns), jnp.zeros_like(A[j]))
+        column = A[j] - done
+        fine = column[j] > k * eps * A[j, j]
+        root = jnp.sqrt(jnp.where(fine, column[j], 1.0))
+        column = jnp.where(fine[None], column / root[None], 0.0)
+        columns.append(jnp.stack([zero if i < j else column[i] for i in range(k)]))
+    return jnp.stack(columns, axis=1)
 
 
 def _inverse_2(A: Array) -> tuple[Array, Array]:

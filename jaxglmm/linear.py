@@ -29,6 +29,7 @@ from jaxglmm.implicit import solve
 from jaxglmm.lmm import profile, profiled_objective
 from jaxglmm.optimize import Minimum
 from jaxglmm.plan import Layout
+from jaxglmm.pooling import pool_levels
 from jaxglmm.results import Fit, Params
 from jaxglmm.starts import moment_start
 from jaxglmm.typing import Array
@@ -123,8 +124,9 @@ def estimate(
     """
     reml = jnp.asarray(reml, cp.gram.dtype)
     order = first_order(layout, cp.gram.dtype)
-    data = cp, reml, sigma2
-    minimum = solve(LinearModel(layout), control, data, theta0, order, max_iter)
+    pooled, small = pool_levels(cp, layout)
+    data = pooled, reml, sigma2
+    minimum = solve(LinearModel(small), control, data, theta0, order, max_iter)
     theta = canonical(minimum.x, minimum.frame, layout)
     factors = block_factors(theta, layout)
     at, done = profile(factors, cp, layout, reml, sigma2)

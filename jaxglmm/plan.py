@@ -22,7 +22,7 @@ from jax.core import Tracer
 from jaxglmm.errors import DesignError
 from jaxglmm.typing import Array
 
-__all__ = ["Block", "Layout", "Pairs", "Plan", "make_plan", "same_codes"]
+__all__ = ["Alike", "Block", "Layout", "Pairs", "Plan", "make_plan", "same_codes"]
 
 _DENSE_WORK = 3e7  # multiply-adds of a dense Schur product that need no pair list
 _PAIR_COST = 30.0  # one scattered pair costs as much as so many of them
@@ -111,12 +111,28 @@ class Pairs:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Alike:
+    """Classes of levels of the only block whose rows have the same z, X and weights.
+
+    ``first`` (C,): a level of each class; ``member`` (J, C): to which a level belongs.
+    """
+
+    first: Array
+    member: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Plan:
-    """Static layout and index arrays of a design."""
+    """Static layout and index arrays of a design.
+
+    ``alike`` is there where levels may be pooled, see pooling.py and arrange.py.
+    """
 
     layout: Layout = dataclasses.field(metadata={"static": True})
     parents: tuple[Array, ...]
     pairs: Pairs | None
+    alike: Alike | None = None
 
 
 def make_plan(terms) -> Plan:

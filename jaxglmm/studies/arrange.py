@@ -6,6 +6,9 @@ the most that any level has, with rows of weight zero behind those of a shorter 
 Levels, and so the random effects, stay as they are.
 
     rows (J R,) the row of the design that stands there, inside (J R,) whether it counts
+
+Levels of a single grouping factor whose rows are the same are named in the plan, for
+pooling.py.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.designs import Design
-from jaxglmm.plan import Plan
+from jaxglmm.plan import Alike, Layout, Plan
 from jaxglmm.typing import Array
 
 __all__ = ["Arranged", "arrange", "can_arrange"]
@@ -43,7 +46,9 @@ class Arranged:
         if weights is None:
             return self.design.replace(y=y[self.rows])
         w = jnp.where(self.inside, weights[self.rows], 0.0)
-        return self.design.replace(y=y[self.rows], weights=w)
+        plan = dataclasses.replace(self.design.plan, alike=None)
+        design = dataclasses.replace(self.design, plan=plan)
+        return design.replace(y=y[self.rows], weights=w)
 
 
 def can_arrange(design: Design) -> bool:
@@ -92,6 +97,26 @@ def arrange(design: Design) -> Arranged:
     layout = dataclasses.replace(plan.layout, rows_per_level=R)
     made = Design(
         at(design.y), at(design.X), terms, w, at(design.offset), others,
-        Plan(layout, plan.parents, None),
+        Plan(layout, plan.parents, None, _alike(w, at(design.X), terms, layout)),
     )  # fmt: skip
     return Arranged(made, rows, inside)
+
+
+def _alike(w: np.ndarray, X: np.ndarray, terms, layout: Layout) -> Alike | None:
+    """Classes of levels that have the same rows (w, X, z), in any order.
+
+    None where there are other blocks, or so many classes that little would be saved.
+    """
+    block, R = layout.blocks[0], layout.rows_per_level
+    if layout.blocks[1:]:
+        return None
+    rows = np.concatenate([w[:, None], X, *(t.z for t in terms)], axis=1)
+    rows = np.where(w[:, None] > 0, rows, 0.0)
+    level = np.arange(len(rows)) // R
+    rows = rows[np.lexsort((*rows.T, level))].reshape(block.n_levels, -1)
+    _, first, member = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    pooled = len(first) * (1 + block.k)
+    if 2 * pooled > block.n_levels:
+        return None
+    member = member.reshape(-1, 1) == np.arange(len(first))
+    return Alike(first.astype(np.int32), member)

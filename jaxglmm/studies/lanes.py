@@ -8,11 +8,12 @@ few tiles, and what a caller is handed.
 A mapped loop goes on until its slowest lane is done. So the limit on evaluations is an
 argument of the compiled program: a tile stops at a cap, and the lanes of a chunk that
 have not finished by then are gathered and fitted again, from their start, without it.
-With n_i the evaluations that lane i needs, a tile costs about
+With n_i the evaluations that lane i needs and f what the rest of a fit costs, in
+evaluations, a lane costs about
 
-    c + max_i n_i share(n_i > c)                                                   (1)
+    f + c + (f + max_i n_i) share(n_i > c)                                         (1)
 
-evaluations per lane at cap c. The first chunk is one tile without a cap; c minimizes
+at cap c. The first chunk is one tile without a cap; c minimizes
 (1) on it. A lane's numbers do not depend on the cap.
 
 Shapes: arrays of a tile and of a chunk have their lanes in front, (L, ...).
@@ -39,6 +40,7 @@ from jaxglmm.studies.progress import Progress
 __all__ = ["Chunk", "Engine", "Outcome", "collect", "spans"]
 
 _CHUNK_TILES = 16
+_REST = 2.0  # f in (1)
 _WORTH = 0.9  # share of the cost to which a cap must bring it
 
 
@@ -47,7 +49,7 @@ class Outcome(NamedTuple):
 
     result: Any
     n_iter: Any  # () int: evaluations that the limit counts
-    converged: Any  # () bool, for the progress bar
+    converged: Any  # () bool: it has ended well, and need not be run again
 
 
 class Chunk(NamedTuple):
@@ -169,7 +171,8 @@ class Engine:
     def _capped(self, pool, work, lanes, at: np.ndarray, cap: int, limit: int):
         """Outcomes of the lanes ``at``, first with a cap on their evaluations."""
         out = self._tiles(pool, work, lanes, at, cap)
-        unfinished = np.flatnonzero((out.n_iter >= cap) & (cap < limit))
+        stopped = (out.n_iter >= cap) & ~out.converged
+        unfinished = np.flatnonzero(stopped & (cap < limit))
         if len(unfinished):
             rest = self._tiles(pool, work, lanes, at[unfinished], limit)
             out = jax.tree.map(np.array, out)  # those of one tile cannot be written to
@@ -200,9 +203,10 @@ def best_cap(n_iter: np.ndarray, limit: int) -> int:
     most = int(n_iter.max(initial=0))
     if most >= limit:
         most = limit
-    cost = [(c + most * np.mean(n_iter >= c), c) for c in range(2, most)]
+    again = _REST + most
+    cost = [(_REST + c + again * np.mean(n_iter > c), c) for c in range(1, most)]
     least, cap = min(cost, default=(np.inf, limit))
-    return cap if least < _WORTH * most else limit
+    return cap if least < _WORTH * again else limit
 
 
 def _tile(mapped: _Mapped, devices: tuple, *args):
