@@ -245,6 +245,19 @@ def test_unwritable_folder_is_no_error(tmp_path, monkeypatch, small_program, cap
     assert capfd.readouterr().err == ""
 
 
+def test_a_program_that_cannot_be_written_is_no_error(
+    tmp_path, monkeypatch, small_program
+):
+    def refuse(program):
+        raise jax.errors.JaxRuntimeError("UNIMPLEMENTED")
+
+    monkeypatch.setattr("jax.experimental.serialize_executable.serialize", refuse)
+    monkeypatch.setenv("JAXGLMM_CACHE_DIR", str(tmp_path))
+    assert small_program() == 1
+    assert small_program() == 2
+    assert files(tmp_path) == []
+
+
 def test_clear_cache(filled, monkeypatch):
     monkeypatch.setenv("JAXGLMM_CACHE_DIR", str(filled))
     assert compiled.cache_dir() == filled
