@@ -1,10 +1,11 @@
 """Compiled programs of the people's door, kept in the process and on disk.
 
-A program is asked for by a function, its static arguments and the shapes of its arrays.
-It is looked for in this process, then in the cache folder, then compiled and written
-there, so that a second process neither traces nor compiles. JAX's own configuration is
-neither read into nor changed, with one exception: where the user has configured JAX's
-persistent cache, that one is left to do the work and nothing is written here.
+A program is asked for by a function, its static arguments, the shapes of its arguments
+and its devices. It is looked for in this process, then in the cache folder, then
+compiled and written there, so that a second process neither traces nor compiles. Of
+JAX's own configuration the default device is heeded, and nothing is changed; where the
+user has configured JAX's persistent cache, that one is left to do the work and nothing
+is written here.
 
 Environment
 -----------
@@ -45,7 +46,12 @@ _programs: dict[Any, Any] = {}
 
 
 def run(
-    fn: Callable, static: tuple, *args, keep: bool = True, lanes: str | None = None
+    fn: Callable,
+    static: tuple,
+    *args,
+    keep: bool = True,
+    lanes: str | None = None,
+    devices: tuple[Any, ...] = (),
 ) -> Any:
     """Call ``fn(*static, *args)`` compiled in float64; NumPy arrays in and out.
 
@@ -61,6 +67,9 @@ def run(
     lanes : {"elementwise", "scattered"}, optional
         Of a program that maps a fit over lanes: without scattered sums over rows in
         its loops, or with them.
+    devices : tuple of jax.Device, optional
+        Where to run: one, or all those that ``fn`` spreads its work over. By default
+        the device that JAX would choose.
 
     Returns
     -------
@@ -68,22 +77,32 @@ def run(
     """
     leaves, treedef = jax.tree.flatten(args)
     shapes = tuple((np.shape(x), np.result_type(x).str) for x in leaves)
-    key = (fn, static, treedef, shapes, lanes)
+    devices = devices or (_default_device(),)
+    key = (fn, static, treedef, shapes, lanes, devices)
     program = _programs.get(key)
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.default_device(devices[0]):
         if program is None:
-            program = _get(fn, static, args, treedef, shapes, keep, lanes)
+            program = _get(fn, static, args, treedef, shapes, keep, lanes, devices)
             _programs[key] = program
         return jax.tree.map(np.asarray, program(*args))
 
 
-def _get(fn, static, args, treedef, shapes, keep, lanes):
-    path = _path(fn, static, treedef, shapes) if keep else None
-    program = _load(path) if path else None
+def _default_device() -> Any:
+    """The one that JAX would choose; a user names it, or its platform."""
+    given = getattr(jax.config, "jax_default_device", None)
+    if given is None or isinstance(given, str):
+        return jax.local_devices(backend=given)[0]
+    return given
+
+
+def _get(fn, static, args, treedef, shapes, keep, lanes, devices):
+    path = _path(fn, static, treedef, shapes, devices) if keep else None
+    program = _load(path, devices) if path else None
     if program is None:
         lowered = jax.jit(functools.partial(fn, *static)).lower(*args)
         size = sum(np.size(x) for x in jax.tree.leaves(args))
-        program = lowered.compile(_options(size < _MANY, lanes))
+        on_cpu = devices[0].platform == "cpu"
+        program = lowered.compile(_options(size < _MANY, lanes) if on_cpu else None)
         _return_memory()
         if path:
             _store(path, program)
@@ -91,7 +110,7 @@ def _get(fn, static, args, treedef, shapes, keep, lanes):
 
 
 def _options(short: bool, lanes: str | None) -> dict[str, str | bool]:
-    """Compiler options that suit short arrays, or lanes of a kind of work.
+    """Compiler options that suit short arrays, or lanes of a kind of work, on a CPU.
 
     XLA's older way of generating CPU code takes half to two thirds of the time to
     compile; what it makes is as fast on short arrays, and a third slower on long ones.
@@ -109,7 +128,7 @@ def _options(short: bool, lanes: str | None) -> dict[str, str | bool]:
 @functools.cache
 def _is_known(name: str, value: str | bool) -> bool:
     """Whether an option can be set here and is not set by the user."""
-    if name in os.environ.get("XLA_FLAGS", "") or jax.default_backend() != "cpu":
+    if name in os.environ.get("XLA_FLAGS", ""):
         return False
     try:
         jax.jit(jnp.negative).lower(1.0).compile({name: value})
@@ -150,9 +169,8 @@ def clear_cache() -> int:
 
 
 @functools.cache
-def _machine() -> str:
+def _machine(device) -> str:
     """Everything besides the program that decides whether compiled code is valid."""
-    device = jax.devices()[0]
     flags = ""
     try:
         with open("/proc/cpuinfo") as lines:
@@ -165,24 +183,26 @@ def _machine() -> str:
         source.update(file.read_bytes())
     parts = [
         jax.__version__, metadata.version("jaxlib"), sys.version, platform.machine(),
-        device.platform, device.device_kind, str(len(jax.devices())), flags,
+        device.platform, device.device_kind, device.client.platform_version,
+        str(len(jax.devices(device.platform))), flags,
         os.environ.get("XLA_FLAGS", ""), str(os.cpu_count()), source.hexdigest(),
     ]  # fmt: skip
     return "\n".join(parts)
 
 
-def _path(fn, static, treedef, shapes) -> Path | None:
+def _path(fn, static, treedef, shapes, devices) -> Path | None:
     folder = cache_dir()
     if folder is None:
         return None
-    text = "\n".join(
-        [_machine(), fn.__module__, fn.__qualname__, repr(static), str(treedef)]
-        + [repr(s) for s in shapes]
-    )
+    parts = [
+        _machine(devices[0]), repr(devices), fn.__module__, fn.__qualname__,
+        repr(static), str(treedef), *map(repr, shapes),
+    ]  # fmt: skip
+    text = "\n".join(parts)
     return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.xla"
 
 
-def _load(path: Path):
+def _load(path: Path, devices: tuple):
     from jax.experimental.serialize_executable import deserialize_and_load
 
     try:
@@ -190,7 +210,9 @@ def _load(path: Path):
     except OSError:
         return None
     try:
-        return deserialize_and_load(*pickle.loads(payload))
+        return deserialize_and_load(
+            *pickle.loads(payload), backend=devices[0].client, execution_devices=devices
+        )
     except Exception:  # a damaged or foreign file: compile anew and write it again
         return None
 
@@ -205,8 +227,8 @@ def _store(path: Path, program) -> None:
             file.write(payload)
         os.replace(file.name, path)
         _prune(path.parent)
-    except (OSError, ValueError):
-        return  # an unwritable folder costs time later, never an answer now
+    except Exception:  # unwritable folder, program that cannot be written: only time
+        return
 
 
 def _prune(folder: Path) -> None:

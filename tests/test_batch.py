@@ -14,7 +14,7 @@ import pytest
 import jaxglmm as jg
 from jaxglmm.errors import DesignError, Status
 from jaxglmm.fitting import check_fit, fit_checked
-from jaxglmm.studies.batch import check_batch, engine_for, limit_of
+from jaxglmm.studies.batch import check_batch, default_tile, engine_for, limit_of
 from jaxglmm.studies.lanes import Outcome, best_cap, spans
 from jaxglmm.studies.progress import Progress
 
@@ -177,6 +177,20 @@ def test_where_to_cap():
     assert spans(600, 16) == [(0, 16), (16, 272), (272, 528), (528, 600)]
 
 
+def test_tiles_suit_the_platform():
+    tiles = {}
+    for name in ("slope", "poisson"):
+        design, family, method, _ = _model(name)
+        what, design = check_batch(design, family, method, None, None, None)
+        tiles[name] = [default_tile(what, design, p) for p in ("cpu", "gpu")]
+    assert tiles == {"slope": [1024, 32768], "poisson": [128, 16384]}
+    g = np.arange(30_000) // 3
+    one = np.ones((30_000, 1))
+    large = jg.Design(one[:, 0], one, (jg.Term(one, g),))
+    what, large = check_batch(large, None, None, None, None, None)
+    assert [default_tile(what, large, p) for p in ("cpu", "gpu")] == [1, 512]
+
+
 def test_pql_has_no_cap():
     design, family, _, _ = _model("binomial")
     what, _ = check_fit(design, family, "PQL", None, None, None, None)
@@ -246,6 +260,8 @@ def test_what_cannot_be_fitted_is_said():
         jg.fit_batch(design, ys, threads=1.5)
     with pytest.raises(ValueError, match="devices must be some of"):
         jg.fit_batch(design, ys, devices=[])
+    with pytest.raises(ValueError, match="devices must be some of"):
+        jg.fit_batch(design, ys, devices=[*jax.devices(), "gpu"])
     with pytest.raises(ValueError, match="unknown method 'EM'"):
         jg.fit_batch(design, ys, method="EM")
 

@@ -116,3 +116,21 @@ def test_formulas_and_made_data(runner, tmp_path):
     assert lines[0] == "y,x,g"
     assert [line.rpartition(",")[2] for line in lines[1:]] == list("0001112223")
     assert all(math.isfinite(float(line.partition(",")[0])) for line in lines[1:])
+
+
+def test_gpu_rows_without_time_are_lines_too(tmp_path):
+    """Without a GPU and without time nothing is fitted, and every row says so."""
+    out = tmp_path / "gpu.csv"
+    command = [sys.executable, str(FOLDER / "gpu.py"), "--quick", "--budget", "0"]
+    done = subprocess.run(
+        [*command, "--csv", str(out)], timeout=120, capture_output=True, text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "no GPU found" in done.stdout
+    with out.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert list(lines[0]) == COLUMNS
+    assert {line["device"] for line in lines} == {"cpu"}
+    assert {line["status"] for line in lines} == {"no time left"}
+    assert "refit-sleepstudy" in {line["row"] for line in lines}

@@ -192,6 +192,38 @@ def small_program(monkeypatch):
     return run
 
 
+THREE = "--xla_force_host_platform_device_count=3"
+
+
+def test_programs_are_found_again_beside_other_devices(tmp_path):
+    first = python(ONE, JAXGLMM_CACHE_DIR=tmp_path, XLA_FLAGS=THREE)
+    again = python(ONE, JAXGLMM_CACHE_DIR=tmp_path, XLA_FLAGS=THREE)
+    assert again == {"compilations": 0, "loglik": first["loglik"]}
+
+
+def test_programs_run_where_they_are_wanted(tmp_path):
+    """On JAX's default device, whichever that is, or on those that are named."""
+    code = """
+    from jaxglmm import compiled
+    devices = jax.devices()
+    m = one_row()
+    with jax.default_device(devices[1]):
+        assert one_row().loglik == m.loglik
+    ys = np.tile(m.design.y, (6, 1))
+    for some in (devices[2:], devices[:1:-1], devices[1:], devices[2:]):
+        fits = jg.fit_batch(m.design, ys, devices=some, progress=False)
+        np.testing.assert_allclose(fits.loglik, m.loglik, rtol=1e-9)
+    places = [
+        sorted(d.id for d in jax.tree.leaves(p.output_shardings)[0].device_set)
+        for p in compiled._programs.values()
+    ]
+    print(json.dumps(places))
+    """
+    options = {"JAXGLMM_CACHE_DIR": tmp_path, "XLA_FLAGS": THREE}
+    assert python(code, **options) == [[0], [1], [2], [1, 2]]
+    assert python(code, **options) == [[0], [1], [2], [1, 2]]  # from the folder
+
+
 def test_any_damage_is_noticed(tmp_path, monkeypatch, small_program, capfd):
     monkeypatch.setenv("JAXGLMM_CACHE_DIR", str(tmp_path))
     assert small_program() == small_program() == 1
@@ -211,6 +243,19 @@ def test_unwritable_folder_is_no_error(tmp_path, monkeypatch, small_program, cap
     assert small_program() == 2  # nothing was kept
     assert files(tmp_path) == ["file"]
     assert capfd.readouterr().err == ""
+
+
+def test_a_program_that_cannot_be_written_is_no_error(
+    tmp_path, monkeypatch, small_program
+):
+    def refuse(program):
+        raise jax.errors.JaxRuntimeError("UNIMPLEMENTED")
+
+    monkeypatch.setattr("jax.experimental.serialize_executable.serialize", refuse)
+    monkeypatch.setenv("JAXGLMM_CACHE_DIR", str(tmp_path))
+    assert small_program() == 1
+    assert small_program() == 2
+    assert files(tmp_path) == []
 
 
 def test_clear_cache(filled, monkeypatch):

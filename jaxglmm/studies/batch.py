@@ -67,13 +67,14 @@ def fit_batch(
         Whether to return ``u`` and ``b``, most of the memory of many lanes; without,
         they are empty tuples.
     tile : int, optional
-        Lanes mapped together, by default as many as stay in a processor's cache; 1 fits
-        one after another, as large designs are by default.
+        Lanes mapped together. By default as many as stay in a processor's cache, 1 for
+        large designs, which are then fitted one after another; on other devices as many
+        as keep them busy.
     threads : int, optional
         Tiles that run at once on a single CPU device; by default one per processor.
     devices : sequence of jax.Device, optional
-        Devices of this process to spread every tile over; by default
-        ``jax.local_devices()``.
+        Devices of this process and of one platform to run on, every one with its part
+        of a call; by default ``jax.local_devices()``.
     progress : bool
         Show a bar, after two seconds and on a terminal.
 
@@ -198,16 +199,18 @@ def engine_for(
     """Check how n lanes are to be run, and choose what was left open."""
     local = jax.local_devices()
     devices = tuple(local if devices is None else devices)
+    if devices and isinstance(devices[0], jax.Device):  # the CPU beside a GPU
+        local = jax.local_devices(backend=devices[0].platform)
     if not devices or any(d not in local for d in devices):
         raise ValueError(
-            "devices must be some of jax.local_devices(), the devices of this process; "
-            f"found {devices} beside {local}"
+            "devices must be some of jax.local_devices(), the devices of this process, "
+            f"all of one platform; found {devices} beside {local}"
         )
     for name, value in (("tile", tile), ("threads", threads)):
         if value is not None and (value != int(value) or value < 1):
             raise ValueError(f"{name} must be a positive integer; found {value!r}")
     if tile is None:
-        tile = default_tile(what, design)
+        tile = default_tile(what, design, devices[0].platform)
     if threads is None:
         single = len(devices) == 1 and devices[0].platform == "cpu"
         threads = default_threads() if single else 1
@@ -224,11 +227,19 @@ def engine_for(
 _CACHE = 3e5  # numbers that a tile may hold
 _LARGE = 6e3  # numbers of a lane that is best fitted alone
 _LANES = (16, 1024)
+_MEMORY = 3e7  # numbers that a tile may hold on other devices: a few GB with copies
+_MOST = 32_768  # from here on a GPU is busy, and more lanes wait for the slowest
 
 
-def default_tile(what: What, design: Design) -> int:
-    """Lanes whose working arrays stay in a processor's cache; 1 for large designs."""
+def default_tile(what: What, design: Design, platform: str) -> int:
+    """Lanes whose working arrays stay in a processor's cache; 1 for large designs.
+
+    Elsewhere an operation costs the same for few lanes as for many, so a tile is
+    bounded by memory alone.
+    """
     size = lane_size(what, design)
+    if platform != "cpu":
+        return int(np.clip(1 << int(np.log2(max(_MEMORY / size, 1.0))), 1, _MOST))
     if size > _LARGE:
         return 1
     least, most = _LANES

@@ -1,9 +1,9 @@
 """Thousands of independent fits: lanes, in tiles, in threads, over devices.
 
 A *lane* is one fit. A pure function ``one(*static, shared, lane, max_iter)`` is mapped
-over the lanes of a *tile*, whose arrays fit into a processor's cache; tiles run in host
-threads or, where there are several devices, one part of a tile on each. A *chunk* is a
-few tiles, and what a caller is handed.
+over the lanes of a *tile*, whose arrays fit into a processor's cache or keep a GPU
+busy; tiles run in host threads or, where there are several devices, one part of a tile
+on each. A *chunk* is a few tiles, and what a caller is handed.
 
 A mapped loop goes on until its slowest lane is done. So the limit on evaluations is an
 argument of the compiled program: a tile stops at a cap, and the lanes of a chunk that
@@ -116,6 +116,7 @@ class Engine:
         out = run(
             _tile, (mapped, devices, *static), shared, lanes, limit,
             keep=self.keep, lanes=self.kind if self.tile > 1 else None,
+            devices=self.devices,
         )  # fmt: skip
         return jax.tree.map(lambda x: x[:n], out) if missing else out
 
