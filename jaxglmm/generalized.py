@@ -36,7 +36,7 @@ from jaxglmm.designs import Design
 from jaxglmm.elimination import conditional_covariances, eliminate, split_terms
 from jaxglmm.errors import Status
 from jaxglmm.families import Family
-from jaxglmm.glmstarts import first_point
+from jaxglmm.glmstarts import Start, first_point
 from jaxglmm.implicit import projected_inverse, solve
 from jaxglmm.laplace import GeneralizedModel, Point, constant, n_theta
 from jaxglmm.linear import is_singular
@@ -204,8 +204,8 @@ def fit_rows(
     theta = None
     if start is not None:
         theta = scales.maps.theta @ jnp.asarray(start, data.y.dtype)
-    point = first_point(model, data, theta)
-    raw = estimate_rows(model, control, data, point, max_iter)
+    first = first_point(model, data, theta)
+    raw = estimate_rows(model, control, data, first, max_iter)
     fit = to_user_units(raw, scales, spare, how.reml)
     if how.prior is None:
         return fit
@@ -218,12 +218,13 @@ def estimate_rows(
     model: GeneralizedModel,
     control: Control,
     data: RowData,
-    first: Point,
+    start: Start,
     max_iter: Array | None = None,
 ) -> GeneralizedRaw:
     """Fit from rows in inner units; the one program behind both doors."""
     layout = model.layout
-    frame0 = model.first_frame(data, first.beta[0])
+    first = start.point
+    frame0 = model.first_frame(start.u, first.beta[0])
     if model.reml:
         first = first._replace(beta=(first.beta[0][:0], *first.beta[1:]))
     x0 = model.join(first)
@@ -400,11 +401,12 @@ def log_lik_rows(
         beta = tuple(T_inv @ c for T_inv, c in zip(scales.T_inv, beta))
         theta = scales.maps.theta @ theta
         # the user's beta has no influence, so its mode is sought from a better one
-        first = first_point(model, data).beta[0]
+        first = first_point(model, data).point.beta[0]
         beta = (first[:0], *beta[1:])
     x = model.join(Point(beta, theta, psi))
     fixed = constant(data)
-    frame = model.first_frame(fixed, lax.stop_gradient(first))
+    u = tuple(jnp.zeros((b.n_levels, b.k), dtype) for b in model.layout.blocks)
+    frame = model.first_frame(u, lax.stop_gradient(first))
     frame = model.settle(lax.stop_gradient(x), frame, fixed)
     value = volume - 0.5 * model.objective(x, frame, data)
     return jnp.where(frame.left > 1.0, jnp.nan, value)

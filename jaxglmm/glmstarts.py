@@ -1,20 +1,22 @@
-"""Where the fit of a generalized model starts.
+"""Where the fit of a generalized model starts: rounds of penalized quasi-likelihood.
 
-Without random effects the model is a generalized linear one, fitted by a few rounds of
-iteratively reweighted least squares on the working response and weights
+At given theta the mode of the effects u and of beta together is quickly found, as in
+REML (modes.py). Of each grouping factor, with M the curvature at the mode and all its
+levels j,
 
-    z = eta + s / W,        s = d log f / d eta,   W = -E d^2 log f / d eta^2.     (1)
+    S = sum_j u_j u_j',      A = sum_j (I - (M^-1)_jj),      A = C C',
+    Q <- Lambda C^-1 S C^-1' Lambda'                                               (1)
 
-At its end z = X beta + Z b + e with e ~ N(0, W^-1), nearly, and the moment equations of
-starts.py give theta. With a log link means and variances over b ~ N(0, Q) are those of
-the lognormal distribution, so with tau^2 = diag(Z Q Z')
-
-    eta = eta_glm - tau^2 / 2,       Q = log(1 + Q_moments)  by variance.         (2)
+whose fixed point, S = A, solves the quasi-likelihood's equation for Q = Lambda Lambda'.
+From unit variances it comes near in a few rounds, with much information on a level and
+with little, where an EM step would hardly move. The optimizer does the rest, so modes
+are sought to two digits, and (1) need not have converged.
 
 Families with parameters beside the mean, or several linear predictors, start at least
 squares on a first guess and at unit variances.
 
-References: McCullagh and Nelder (1989), Generalized Linear Models, 2nd ed., ch. 2.
+References: Breslow and Clayton (1993), JASA 88, doi:10.2307/2290687; Harville (1977),
+JASA 72, doi:10.2307/2286796.
 """
 
 from __future__ import annotations
@@ -25,113 +27,147 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxglmm.coordinates import block_factors
-from jaxglmm.crossproducts import CrossProducts, whitening
-from jaxglmm.families import Family
+from jaxglmm.coordinates import block_factors, split_factors
+from jaxglmm.elimination import Effects, conditional_covariances, split_terms
 from jaxglmm.laplace import GeneralizedModel, Point
-from jaxglmm.linalg import spd_inverse
-from jaxglmm.modes import RowData, row_terms
+from jaxglmm.linalg import small_cholesky, spd_inverse
+from jaxglmm.modes import (
+    Inner,
+    RowData,
+    curvature,
+    curved,
+    effects,
+    find_modes,
+    linear_predictors,
+    row_terms,
+)
 from jaxglmm.plan import Layout
-from jaxglmm.rowsums import RowSums
-from jaxglmm.starts import default_start, moment_start
+from jaxglmm.starts import default_start, theta_near
 from jaxglmm.typing import Array
 
-__all__ = ["first_point"]
+__all__ = ["Start", "first_point"]
 
-_MAX_ROUNDS = 6  # of reweighted least squares; the optimizer does the rest
-_NEAR = 0.05  # change of a linear predictor, root mean square, at which they end
+_ROUNDS = 4
+_NEAR = 0.05  # relative change of every standard deviation at which they end
+_MODE_TOL = 1e-2  # Newton decrement of a mode
+_MODE_ITER = 10
+_MOST_EFFECTS = 8  # of a term; one with more starts at unit variances
 
 
-class _Search(NamedTuple):
-    """Reweighted least squares: the next beta; the best so far, and its rows."""
+class Start(NamedTuple):
+    """Parameters in inner units, and effects (J, K) of every block near the mode."""
 
-    beta: Array
-    best: Array
-    z: Array
-    W: Array
-    value: Array
+    point: Point
+    u: Effects
+
+
+class _Round(NamedTuple):
+    theta: Array
+    inner: Inner
     going: Array
     n: Array
 
 
 def first_point(
     model: GeneralizedModel, data: RowData, theta: Array | None = None
-) -> Point:
-    """Starting parameters in inner units; ``theta`` (m,) where the user gave it."""
+) -> Start:
+    """Where to start; ``theta`` (m,) in inner units where the user gave it."""
     data, family = jax.tree.map(lax.stop_gradient, data), model.family
     psi, extra = family.psi_start(data.y, data.w), family.extra_start(data.y, data.w)
-    used = data.w > 0
+    used, layout = data.w > 0, model.layout
     eta = jax.vmap(family.eta_start)(data.y, jnp.where(used, data.w, 1.0))
     eta = jnp.where(used, eta, data.offset[0])
     # whitened columns: least squares
     n = jnp.sum(used.astype(data.y.dtype))
     rest = jnp.where(used, eta - data.offset[0], 0.0)
     beta = data.X[0].T @ rest / n
-    usual = jnp.asarray(default_start(model.layout), data.y.dtype)
-    if family.n_eta == 1 and family.n_own == 0 and family.has_information:
-        beta, moments = _from_working_model(family, data, model.layout, beta)
-        usual = moments if theta is None else usual
     others = [e * jnp.sum(X, axis=0) / n for e, X in zip(extra, data.X[1:])]
-    return Point((beta, *others), usual if theta is None else theta, psi)
+    u = tuple(jnp.zeros((b.n_levels, b.k), beta.dtype) for b in layout.blocks)
+    fixed = theta is not None
+    if theta is None:
+        theta = jnp.asarray(default_start(layout), beta.dtype)
+    if family.n_eta == 1 and family.n_own == 0 and family.has_information:
+        theta, (u, beta) = _quasi(model, data, theta, Inner(u, beta), fixed)
+    return Start(Point((beta, *others), theta, psi), u)
 
 
-def _from_working_model(
-    family: Family, data: RowData, layout: Layout, beta: Array
-) -> tuple[Array, Array]:
-    """Beta (p,) by reweighted least squares, and theta (m,) by moments of the rest."""
-    X, offset, used = data.X[0], data.offset[0], data.w > 0
-    n = jnp.sum(used.astype(data.y.dtype))
-    psi = jnp.zeros(0, beta.dtype)
-    unused = data.unused[: X.shape[1]]
+def _quasi(
+    model: GeneralizedModel, data: RowData, theta: Array, first: Inner, fixed: bool
+) -> tuple[Array, Inner]:
+    """Theta and the mode by rounds of (1); the mode alone where theta is ``fixed``."""
+    layout, family = model.layout, model.family
+    psi = jnp.zeros(0, theta.dtype)
 
-    def working(beta):
-        eta = offset + X @ beta
-        terms = row_terms(eta[:, None], psi, data, family, expected=True)
-        W = terms.W[:, 0, 0]
-        fine = used & (W > 0) & jnp.isfinite(W)
-        score = jnp.where(fine, terms.score[:, 0], 0.0)
-        z = X @ beta + score / jnp.where(fine, W, 1.0)
-        return z, jnp.where(fine, W, 0.0), terms.value
+    def body(s: _Round) -> _Round:
+        factors = block_factors(s.theta, layout)
+        inner, _ = find_modes(
+            (s.inner.beta,), factors, psi, s.inner, data, layout, family,
+            _MODE_TOL, _MODE_ITER,
+        )  # fmt: skip
+        fine = _is_finite(inner)
+        inner = jax.tree.map(lambda a, b: jnp.where(fine, a, b), inner, s.inner)
+        if fixed:
+            return _Round(s.theta, inner, jnp.zeros((), bool), s.n + 1)
+        b = effects(inner.u, factors)
+        eta = linear_predictors((inner.beta,), b, data, layout)
+        W = row_terms(eta, psi, data, family).W
+        done = curved(W, factors, data, layout, False).done
+        cp = curvature(W, data, layout)
+        V = conditional_covariances(factors, done, cp, layout)
+        theta = _updated(s.theta, factors, inner.u, V, layout)
+        theta = jnp.where(fine & jnp.all(jnp.isfinite(theta)), theta, s.theta)
+        new = block_factors(theta, layout)
+        change = [
+            jnp.max(jnp.abs(_sizes(a) / _sizes(c) - 1.0)) for a, c in zip(new, factors)
+        ]
+        u = tuple(v @ _inverse(L).T for v, L in zip(b, new))
+        going = fine & (jnp.max(jnp.stack(change)) > _NEAR)
+        return _Round(theta, Inner(u, inner.beta), going, s.n + 1)
 
-    def least_squares(s: _Search) -> _Search:
-        z, W, value = working(s.beta)
-        better = value > s.value  # not so where it is not a number
-        XW = X * W[:, None]
-        beta = spd_inverse(XW.T @ X + jnp.diag(unused))[0] @ (z @ XW)
-        near = jnp.sum((beta - s.beta) ** 2) <= _NEAR**2
-        return _Search(
-            beta,
-            jnp.where(better, s.beta, s.best),
-            jnp.where(better, z, s.z),
-            jnp.where(better, W, s.W),
-            jnp.where(better, value, s.value),
-            ~(better & near),
-            s.n + 1,
-        )
+    start = _Round(theta, first, jnp.ones((), bool), jnp.zeros((), jnp.int32))
+    last = lax.while_loop(lambda s: s.going & (s.n < _ROUNDS), body, start)
+    fine = _is_finite(last.inner)
+    inner = jax.tree.map(lambda a, b: jnp.where(fine, a, b), last.inner, first)
+    return last.theta, inner
 
-    zero = jnp.zeros((), beta.dtype)
-    ones = jnp.ones_like(data.y)
-    first = _Search(
-        beta, beta, 0.0 * ones, jnp.where(used, ones, 0.0), zero - jnp.inf,
-        zero == 0.0, jnp.zeros((), jnp.int32),
-    )  # fmt: skip
-    last = lax.while_loop(lambda s: s.going & (s.n < _MAX_ROUNDS), least_squares, first)
-    z, W = last.z, last.W
-    mean = jnp.sum(W) / n
-    T, aliased, _ = whitening(X, W / mean, jnp)
-    T = T / jnp.sqrt(mean)
-    Xw = X @ T
-    rest = z - Xw @ (Xw.T @ (W * z) / n)
-    found = jnp.where(last.going, last.best, last.beta)  # the next one may be far
-    A = jnp.concatenate([Xw, rest[:, None]], axis=1)
-    sums = RowSums(layout, data.z, data.codes, W, A, jnp).all(data.pairs)
-    p = jnp.sum(1.0 - aliased).astype(beta.dtype)
-    cp = CrossProducts(*sums, data.parents, aliased, n, p, zero, zero)
-    log_link = family.link == "log"
-    one = jnp.ones((), beta.dtype)
-    theta = moment_start(cp, layout, jnp, one, lognormal=log_link)
-    if log_link:
-        factors = block_factors(theta, layout)
-        tau2 = sum(jnp.sum((v @ L) ** 2, axis=1) for v, L in zip(data.z, factors))
-        found = found - 0.5 * T @ (Xw.T @ (W * tau2) / n)
-    return found, theta
+
+def _updated(theta: Array, factors, u: Effects, V: Effects, layout: Layout) -> Array:
+    """Theta (m,) of the Q that (1) gives for every term.
+
+    ``V`` (J, K, K) is Lambda M^-1 Lambda' by level.
+    """
+    Q = []
+    blocks = [_inverse(L) @ v @ _inverse(L).T for L, v in zip(factors, V)]
+    shares = {}
+    for block, M_inv in zip(layout.blocks, blocks):
+        start = 0
+        for t in block.terms:
+            at = slice(start, start + layout.term_k[t])
+            shares[t] = M_inv[:, at, at]
+            start += layout.term_k[t]
+    parts = zip(split_factors(factors, layout), split_terms(u, layout))
+    for t, (L, v) in enumerate(parts):
+        k = layout.term_k[t]
+        if k > _MOST_EFFECTS:
+            Q.append(L @ L.T)
+            continue
+        A = jnp.sum(jnp.eye(k, dtype=v.dtype)[None] - shares[t], axis=0)
+        to = L @ small_cholesky(A).T @ spd_inverse(A)[0]
+        found = to @ (v.T @ v) @ to.T
+        Q.append(jnp.where(jnp.all(jnp.isfinite(found)), found, L @ L.T))
+    return theta_near(Q, layout)
+
+
+def _is_finite(inner: Inner) -> Array:
+    leaves = jax.tree.leaves(inner)
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+
+
+def _sizes(L: Array) -> Array:
+    """Standard deviations (K,) for a factor."""
+    return jnp.sqrt(jnp.sum(L**2, axis=1))
+
+
+def _inverse(L: Array) -> Array:
+    """Inverse of a triangular factor."""
+    return L.T @ spd_inverse(L @ L.T)[0]

@@ -42,6 +42,7 @@ from jax import lax
 
 from jaxglmm.coordinates import Order, block_factors, canonical, first_order, repivot
 from jaxglmm.covariance import structure
+from jaxglmm.elimination import Effects
 from jaxglmm.families import Family
 from jaxglmm.modes import (
     Curvature,
@@ -131,10 +132,9 @@ class GeneralizedModel:
             return point
         return point._replace(beta=(inner.beta, *point.beta[1:]))
 
-    def first_frame(self, data: RowData, beta: Array) -> Frame:
-        """Effects in the user's order, all at zero; ``beta`` where REML has it."""
-        dtype = data.y.dtype
-        u = tuple(jnp.zeros((b.n_levels, b.k), dtype) for b in self.layout.blocks)
+    def first_frame(self, u: Effects, beta: Array) -> Frame:
+        """Effects in the user's order; ``beta`` where REML has it."""
+        dtype = beta.dtype
         inner = Inner(u, beta if self.reml else jnp.zeros(0, dtype))
         return Frame(first_order(self.layout, dtype), inner, jnp.zeros((), dtype))
 

@@ -288,15 +288,18 @@ def find_modes(
     data: RowData,
     layout: Layout,
     family: Family,
+    tol: float | None = None,
+    max_iter: int = _MAX_ITER,
 ) -> tuple[Inner, Array]:
     """Maximize h from inner0; the mode, and what is left of its tolerance.
 
     More than one is left where no mode with positive definite curvature was found.
+    ``tol`` is the Newton decrement at which to stop, before the last step.
     With REML the first of ``beta`` is not looked at. This is never differentiated, see
     laplace.py.
     """
     eps = float(jnp.finfo(data.y.dtype).eps)
-    tol = eps**0.6
+    tol = eps**0.6 if tol is None else tol
     reml = inner0.beta.shape[0] > 0
 
     def body(s: _Search) -> _Search:
@@ -319,7 +322,7 @@ def find_modes(
         length = jnp.where(accept, jnp.where(again, 0.0, 1.0), 0.25 * s.length)
         lost = (accept & ~fine & s.majorize) | (length < _SHORTEST) & ~again
         converged = accept & fine & (decrement <= tol)
-        going = ~converged & ~lost & (s.n_iter + 1 < _MAX_ITER)
+        going = ~converged & ~lost & (s.n_iter + 1 < max_iter)
         take = accept & fine
         return _Search(
             inner=_choose(accept, trial, s.inner),

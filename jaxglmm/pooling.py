@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxglmm.crossproducts import CrossProducts
 from jaxglmm.linalg import root_of_psd
 from jaxglmm.plan import Layout
+from jaxglmm.rowsums import SparseTail
 
 __all__ = ["pool_levels"]
 
@@ -34,6 +35,7 @@ def pool_levels(cp: CrossProducts, layout: Layout) -> tuple[CrossProducts, Layou
     if cp.alike is None:
         return cp, layout
     (own,), (tail,), alike = cp.own, cp.tail, cp.alike
+    assert not isinstance(tail, SparseTail)
     (block,), p = layout.blocks, tail.shape[1] - 1
     member = alike.member.astype(own.dtype)  # (J, C)
     m = jnp.sum(member, axis=0)

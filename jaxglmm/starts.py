@@ -10,8 +10,7 @@ level. With P the residual projection of X in the metric W, quadratic forms of y
 a linear system for psi = phi q and the residual variance phi: the norm quadratic
 estimator at q = 0 (MINQUE). On balanced data with unstructured covariances it is the
 REML estimate wherever that is inside, and elsewhere near enough for Newton to need a
-few steps. Where phi is known the first line is enough. X is whitened, so with S = Z'WZ
-and C = Z'WX / sqrt(n)
+few steps. X is whitened, so with S = Z'WZ and C = Z'WX / sqrt(n)
 
     Z'PZ = S - C C',     tr(P V_i P V_k) = sum of products of its entries,         (2)
 
@@ -44,10 +43,10 @@ from jaxglmm.plan import Layout
 from jaxglmm.rowsums import SparseTail
 from jaxglmm.typing import Array
 
-__all__ = ["default_start", "moment_start", "relative_covariances"]
+__all__ = ["default_start", "moment_start", "relative_covariances", "theta_near"]
 
 _RANGE = (0.1, 100.0)  # of a starting relative standard deviation, in inner units
-_RANGE_KNOWN = (0.3, 3.0)  # on the scale of a linear predictor, sigma^2 known
+_RANGE_LINK = (0.3, 10.0)  # on the scale of a linear predictor
 _CORRELATION = 0.9  # the largest at a start
 _RIDGE = 1e-9  # relative; keeps confounded variances apart
 _MOST_EFFECTS = 8  # of one grouping factor; with more the default start is good enough
@@ -63,28 +62,37 @@ def moment_start(
     cp: CrossProducts,
     layout: Layout,
     xp: ModuleType,
-    sigma2: Array | None = None,
-    lognormal: bool = False,
 ) -> Array:
     """Starting theta (m,) in inner units.
 
-    ``sigma2`` () where it is known. ``lognormal``: the variances v are those of exp(b)
-    around a mean of one, so that b has log(1 + v). Terms of other structures than full,
-    diag and scalar start at their default.
+    Terms of other structures than full, diag and scalar start at their default.
     """
     usual = default_start(layout)
     if max(b.k for b in layout.blocks) > _MOST_EFFECTS:
         return xp.asarray(usual, cp.gram.dtype)
     if xp is jnp:
         cp = jax.tree.map(lax.stop_gradient, cp)
-    Q, error = relative_covariances(cp, layout, xp, sigma2)
+    Q, error = relative_covariances(cp, layout, xp)
     Q = [
         q + xp.diag(xp.maximum(xp.diagonal(e) - xp.diagonal(q), 0.0))
         for q, e in zip(Q, error)
     ]
-    limits = _RANGE if sigma2 is None else _RANGE_KNOWN
-    theta = _theta(Q, layout, xp, limits, lognormal)
+    theta = _theta(Q, layout, xp, _RANGE)
     return xp.where(xp.all(xp.isfinite(theta)), theta, xp.asarray(usual, theta.dtype))
+
+
+def theta_near(Q: list[Array], layout: Layout) -> Array:
+    """Theta (m,) near covariances Q (k, k) of every term on a linear predictor's scale.
+
+    Away from the boundary and from where numbers end; other structures than full, diag
+    and scalar at their default.
+    """
+    common = [structure(name).common for name in layout.structures]
+    Q = [
+        jnp.mean(jnp.diagonal(q)) * jnp.eye(q.shape[0], dtype=q.dtype) if one else q
+        for q, one in zip(Q, common)
+    ]
+    return _theta(Q, layout, jnp, _RANGE_LINK)
 
 
 # ---- the linear system -------------------------------------------------------------
@@ -129,9 +137,7 @@ def _index(layout: Layout) -> _Index:
     return _Index(tuple(pairs), np.eye(n_parameters)[:, owner] * weight, tuple(where))
 
 
-def relative_covariances(
-    cp, layout: Layout, xp, sigma2
-) -> tuple[list[Array], list[Array]]:
+def relative_covariances(cp, layout: Layout, xp) -> tuple[list[Array], list[Array]]:
     """Moment estimates of Q (k, k) of every term, relative to the residual variance.
 
     And their standard errors where Q is zero.
@@ -163,23 +169,19 @@ def relative_covariances(
     gather = xp.asarray(index.gather, dtype)
     A = xp.concatenate([xp.concatenate(r, axis=1) for r in rows])
     A = gather @ A @ gather.T
-    q, error = _solve(
-        A, gather @ xp.concatenate(t), gather @ xp.concatenate(s), cp, xp, sigma2
-    )
+    t, s = gather @ xp.concatenate(t), gather @ xp.concatenate(s)
+    q, error = _solve(A, t, s, cp, xp)
     none = xp.zeros(1, dtype)
     q, error = xp.concatenate([q, none]), xp.concatenate([error, none])
     return [q[at] for at in index.place], [error[at] for at in index.place]
 
 
-def _solve(A: Array, t: Array, s: Array, cp, xp, sigma2) -> tuple[Array, Array]:
+def _solve(A: Array, t: Array, s: Array, cp, xp) -> tuple[Array, Array]:
     """Solve system (1) for q = psi / phi, (r,); standard errors at q = 0."""
     dof = cp.n - cp.p
     total = cp.gram[-1, -1]
-    if sigma2 is None:
-        A = A - t[:, None] * t[None, :] / dof
-        s = s - t * (total / dof)
-    else:
-        s = s - t * sigma2
+    A = A - t[:, None] * t[None, :] / dof
+    s = s - t * (total / dof)
     scale = xp.sqrt(xp.diagonal(A))
     scale = xp.where(scale > 0, scale, 1.0)
     A = A / (scale[:, None] * scale[None, :])
@@ -188,8 +190,6 @@ def _solve(A: Array, t: Array, s: Array, cp, xp, sigma2) -> tuple[Array, Array]:
     inverse = np.linalg.inv(A) if xp is np else spd_inverse(A)[0]
     psi = inverse @ (s / scale) / scale
     error = xp.sqrt(2.0 * xp.diagonal(inverse)) / scale
-    if sigma2 is not None:
-        return psi / sigma2, error
     # a share of the whole, however much the effects seem to explain
     return psi / xp.maximum((total - t @ psi) / dof, 1e-4 * total / dof), error
 
@@ -279,18 +279,16 @@ def _between(cp: CrossProducts, layout: Layout, f: int, g: int) -> _Entries | Ar
 # ---- from covariances to theta -----------------------------------------------------
 
 
-def _theta(Q: list[Array], layout: Layout, xp, limits, lognormal: bool) -> Array:
+def _theta(Q: list[Array], layout: Layout, xp, limits) -> Array:
     """Theta (m,) of relative covariances, moved into the range of a start."""
     parts = []
     for t, (k, name) in enumerate(zip(layout.term_k, layout.structures)):
         kind, dtype = structure(name), Q[t].dtype
         v = xp.clip(xp.diagonal(Q[t]), limits[0] ** 2, limits[1] ** 2)
-        change = xp.sqrt(xp.log1p(v) / v) if lognormal else xp.ones_like(v)
-        v, Q_t = v * change**2, Q[t] * change[:, None] * change[None, :]
         if kind.triangular:
             assert kind.row is not None
             assert kind.column is not None
-            L = _cholesky(Q_t, v, xp)
+            L = _cholesky(Q[t], v, xp)
             parts.extend(L[i][j] for i, j in zip(kind.row(k), kind.column(k)))
         elif name in ("diag", "scalar"):
             parts.extend(xp.sqrt(v[i]) for i in range(kind.n_theta(k)))

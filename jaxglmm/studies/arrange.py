@@ -46,6 +46,7 @@ class Arranged:
         if weights is None:
             return self.design.replace(y=y[self.rows])
         w = jnp.where(self.inside, weights[self.rows], 0.0)
+        assert self.design.plan is not None
         plan = dataclasses.replace(self.design.plan, alike=None)
         design = dataclasses.replace(self.design, plan=plan)
         return design.replace(y=y[self.rows], weights=w)
@@ -81,6 +82,8 @@ def arrange(design: Design) -> Arranged:
     def at(x):
         return None if x is None else np.asarray(x)[rows]
 
+    X = np.asarray(design.X)[rows]
+
     w = np.ones_like(design.y) if design.weights is None else design.weights
     w = np.where(inside, np.asarray(w)[rows], 0.0)
     terms = tuple(
@@ -96,8 +99,8 @@ def arrange(design: Design) -> Arranged:
     )
     layout = dataclasses.replace(plan.layout, rows_per_level=R)
     made = Design(
-        at(design.y), at(design.X), terms, w, at(design.offset), others,
-        Plan(layout, plan.parents, None, _alike(w, at(design.X), terms, layout)),
+        at(design.y), X, terms, w, at(design.offset), others,
+        Plan(layout, plan.parents, None, _alike(w, X, terms, layout)),
     )  # fmt: skip
     return Arranged(made, rows, inside)
 
