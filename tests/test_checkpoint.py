@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -93,6 +94,68 @@ def test_a_folder_that_cannot_be_used(dyestuff, tmp_path, monkeypatch):
     (folder / "chunk-000001.parquet").write_bytes(b"PAR1")
     with pytest.raises(CheckpointError, match="is damaged"):
         _checkpointed(dyestuff, tmp_path / "full")
+
+
+def _leaves(fits):
+    return [(x.dtype, x.shape, x.tobytes()) for x in jax.tree.leaves(fits)]
+
+
+def test_a_stopped_batch_goes_on_and_ends_the_same(dyestuff, tmp_path, monkeypatch):
+    ys = np.random.default_rng(1).normal(1500.0, 60.0, (400, 30))
+
+    def batch(folder, ys=ys, **options):
+        options = {"tile": 16, "threads": 1, "checkpoint": folder, **options}
+        return jg.fit_batch(dyestuff.design, ys, progress=False, **options)
+
+    plain = batch(None)
+    whole = batch(tmp_path / "whole")
+    save, saved = checkpoint_module.Checkpoint.save, []
+
+    def stop(self, index, chunk):
+        if len(saved) == 1:
+            raise KeyboardInterrupt
+        saved.append(index)
+        save(self, index, chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module.Checkpoint, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            batch(tmp_path / "cut")
+    files = sorted((tmp_path / "cut").iterdir())
+    assert [f.name for f in files] == ["chunk-000000.parquet", "study.json"]
+    before = files[0].stat().st_mtime_ns
+    resumed = batch(tmp_path / "cut")
+    assert files[0].stat().st_mtime_ns == before
+    read = batch(tmp_path / "cut")  # nothing left to compute
+    assert jax.tree.structure(read) == jax.tree.structure(plain)
+    for other in (whole, resumed, read):
+        assert _leaves(other) == _leaves(plain)
+    changed = ys.copy()
+    changed[399, 29] += 1e-9
+    for options, name in (
+        ({"ys": changed}, "y was #"),
+        ({"effects": False}, "effects was True, now False"),
+        ({"start": np.ones(1)}, "start was "),
+        ({"method": "ML"}, "method was 'REML', now 'ML'"),
+        ({"ys": ys[:399]}, "replicates was 400, now 399"),
+    ):
+        with pytest.raises(CheckpointError, match=name):
+            batch(tmp_path / "cut", **options)
+
+
+def test_a_batch_of_designs_has_a_checkpoint_too(tmp_path):
+    rng = np.random.default_rng(5)
+    designs = []
+    for J in (6, 9, 7):
+        g = np.repeat(np.arange(J), 4)
+        term = jg.Term(np.ones((len(g), 1)), g)
+        designs.append(jg.Design(rng.normal(size=4 * J), term.z, (term,)))
+    first = jg.fit_batch(designs, checkpoint=tmp_path, progress=False)
+    again = jg.fit_batch(designs, checkpoint=tmp_path, progress=False)
+    assert _leaves(first) == _leaves(again)
+    designs[2] = designs[2].replace(y=-designs[2].y)
+    with pytest.raises(CheckpointError, match="differs from this one in y was #"):
+        jg.fit_batch(designs, checkpoint=tmp_path, progress=False)
 
 
 KILLED = """
