@@ -1,5 +1,7 @@
 """Studies that were stopped go on; folders that cannot be used are named."""
 
+import ast
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,6 +158,76 @@ def test_a_batch_of_designs_has_a_checkpoint_too(tmp_path):
     designs[2] = designs[2].replace(y=-designs[2].y)
     with pytest.raises(CheckpointError, match="differs from this one in y was #"):
         jg.fit_batch(designs, checkpoint=tmp_path, progress=False)
+
+
+FULL = """
+import sys
+from pathlib import Path
+import numpy as np, jax, jaxglmm as jg
+folder = Path(sys.argv[1])
+with jax.enable_x64(True):
+    design = jg.design("Yield ~ 1 + (1 | Batch)", jg.datasets.dyestuff())
+    params = jax.tree.map(np.asarray, jg.fit(design).params)
+
+def study(at):
+    return jg.recovery_study(
+        9, design, params, n_sims=1200, tile=16, threads=1, checkpoint=at,
+        progress=False,
+    )
+
+def chunks():
+    return {p.name: p.read_bytes() for p in (folder / "REML").glob("chunk-*")}
+
+large = folder / "other"
+large.write_bytes(bytes(980_000))  # of 1 MB
+try:
+    study(folder)
+except jg.CheckpointError as error:
+    message = str(error)
+kept = chunks()
+large.unlink()
+again, whole = study(folder), study(sys.argv[2])
+same = [
+    again.records["REML"][k].tobytes() == v.tobytes()
+    for k, v in whole.records["REML"].items()
+]
+untouched = all(chunks()[k] == v for k, v in kept.items())
+left = [p.name for p in (folder / "REML").iterdir()]
+print([message, len(kept), len(chunks()), untouched, same, left])
+"""
+
+
+def _small_disk(folder):
+    """A command line that has 1 MB of disk at the folder, or None."""
+    mount = f'mount -t tmpfs -o size=1m tmpfs "{folder}" && exec "$@"'
+    for prefix in (["unshare", "-m"], ["unshare", "-rm"]):
+        command = [*prefix, "sh", "-c", mount, "sh"]
+        if shutil.which("unshare"):
+            if subprocess.run([*command, "true"], capture_output=True).returncode == 0:
+                return command
+    return None
+
+
+def test_a_full_disk(tmp_path):
+    """On a real one, which has room for some chunks."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = _small_disk(disk)
+    if command is None:
+        pytest.skip("no right to mount a small file system, not even in a namespace")
+    done = subprocess.run(
+        [*command, sys.executable, "-c", FULL, str(disk), str(tmp_path / "whole")],
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    message, kept, chunks, untouched, same, left = ast.literal_eval(done.stdout)
+    assert f"could not be written to {disk}/REML: No space left on device" in message
+    assert f"The {kept} chunks finished before are kept" in message
+    assert 0 < kept < chunks == 6
+    assert untouched
+    assert same
+    assert all(same)
+    assert len(left) == chunks + 1  # and study.json
 
 
 KILLED = """
