@@ -1,6 +1,7 @@
 """Lanes of a batch: equal to single fits, whatever the tile, threads and devices."""
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import jaxglmm as jg
 from jaxglmm.errors import DesignError, Status
 from jaxglmm.fitting import check_fit, fit_checked
+from jaxglmm.studies import lanes as lanes_module
 from jaxglmm.studies.batch import check_batch, default_tile, engine_for, limit_of
 from jaxglmm.studies.lanes import Outcome, best_cap, spans
 from jaxglmm.studies.progress import Progress
@@ -381,6 +383,30 @@ def test_programs_lower_for_other_platforms(name, platform):
     for fn, arg in ((one, ys[0]), (jax.jit(batch), ys), (jax.jit(value), params)):
         text = jax.export.export(fn, platforms=[platform])(arg).mlir_module()
         assert "lapack" not in text
+
+
+class _Asked(Exception):
+    """The program that a batch asks for, in place of its run."""
+
+
+@pytest.mark.parametrize("name", ["boundary", "crossed", "binomial"])
+def test_tiles_of_a_batch_lower_for_other_platforms(name, monkeypatch):
+    design, family, method, _ = _model(name)
+    ys = np.ones((8, design.n_obs))
+
+    def ask(fn, static, *args, **options):
+        raise _Asked(fn, static, args)
+
+    monkeypatch.setattr(lanes_module, "run", ask)
+    with pytest.raises(_Asked) as asked:
+        jg.fit_batch(design, ys, family, method, tile=4, progress=False)
+    fn, static, args = asked.value.args
+    assert (fn, static[0].tile) == (lanes_module._tile, 4)
+    program = jax.jit(functools.partial(fn, *static))
+    for platform in ("cuda", "tpu"):
+        exported = jax.export.export(program, platforms=[platform])(*args)
+        assert exported.out_avals[0].shape[0] == 4
+        assert "lapack" not in exported.mlir_module()
 
 
 # ---- rows level by level -----------------------------------------------------------

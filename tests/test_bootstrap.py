@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -159,3 +160,38 @@ def test_different_fixed_effects_are_compared_by_ml(slope):
     without = jg.glmm("Reaction ~ 1 + (Days | Subject)", data)
     test = jg.bootstrap_lrt(without, slope, 49, key=1, progress=False)
     np.testing.assert_allclose(test.statistic, 23.537, atol=2e-3)  # by ML, as lme4
+
+
+@pytest.mark.slow
+@pytest.mark.recovery
+def test_intervals_of_fixed_effects_cover_as_often_as_theory_says():
+    """Balanced groups, where it is known: 400 data sets, 400 refits of each.
+
+    The estimates of refits are normal around that of the data with its own standard
+    error, whose square has as many degrees of freedom as the groups, or the rows within
+    them, leave. On average (1 + 0.025 (R - 1)) / (R + 1) of the distribution lie beyond
+    a quantile at tail 0.025 of R draws.
+    """
+    groups, rows, sets, R = 60, 6, 400, 400
+    g = np.repeat(np.arange(groups), rows)
+    x = np.tile(np.linspace(-1.0, 1.0, rows), groups)
+    truth = np.array([1.0, 0.5])
+    rng = np.random.default_rng(3)
+    methods = ("percentile", "basic", "bca")
+    inside = {method: np.zeros(2) for method in methods}
+    for i in range(sets):
+        noise = 0.7 * rng.normal(size=groups)[g] + rng.normal(size=len(g))
+        data = {"y": truth[0] + truth[1] * x + noise, "x": x, "g": g}
+        m = jg.glmm("y ~ x + (1 | g)", pd.DataFrame(data))
+        found = m.bootstrap(R, key=i, progress=False)
+        assert found.replicates.notna().all(axis=None)
+        for method in methods:
+            low, high = found.confint(method=method).iloc[:2].to_numpy().T
+            inside[method] += (low <= truth) & (truth <= high)
+    beyond = (1.0 + 0.025 * (R - 1)) / (R + 1)
+    df = np.array([groups - 1, groups * (rows - 1) - 1])
+    expected = 1.0 - 2.0 * stats.t.sf(stats.norm.isf(beyond), df)
+    lower, upper = stats.binom.interval(0.999, sets, expected)
+    for method in methods:
+        share = f"{method}: {inside[method] / sets}, expected {expected}"
+        assert np.all((lower <= inside[method]) & (inside[method] <= upper)), share

@@ -1,10 +1,13 @@
 """Studies that were stopped go on; folders that cannot be used are named."""
 
+import ast
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -93,6 +96,138 @@ def test_a_folder_that_cannot_be_used(dyestuff, tmp_path, monkeypatch):
     (folder / "chunk-000001.parquet").write_bytes(b"PAR1")
     with pytest.raises(CheckpointError, match="is damaged"):
         _checkpointed(dyestuff, tmp_path / "full")
+
+
+def _leaves(fits):
+    return [(x.dtype, x.shape, x.tobytes()) for x in jax.tree.leaves(fits)]
+
+
+def test_a_stopped_batch_goes_on_and_ends_the_same(dyestuff, tmp_path, monkeypatch):
+    ys = np.random.default_rng(1).normal(1500.0, 60.0, (400, 30))
+
+    def batch(folder, ys=ys, **options):
+        options = {"tile": 16, "threads": 1, "checkpoint": folder, **options}
+        return jg.fit_batch(dyestuff.design, ys, progress=False, **options)
+
+    plain = batch(None)
+    whole = batch(tmp_path / "whole")
+    save, saved = checkpoint_module.Checkpoint.save, []
+
+    def stop(self, index, chunk):
+        if len(saved) == 1:
+            raise KeyboardInterrupt
+        saved.append(index)
+        save(self, index, chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module.Checkpoint, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            batch(tmp_path / "cut")
+    files = sorted((tmp_path / "cut").iterdir())
+    assert [f.name for f in files] == ["chunk-000000.parquet", "study.json"]
+    before = files[0].stat().st_mtime_ns
+    resumed = batch(tmp_path / "cut")
+    assert files[0].stat().st_mtime_ns == before
+    read = batch(tmp_path / "cut")  # nothing left to compute
+    assert jax.tree.structure(read) == jax.tree.structure(plain)
+    for other in (whole, resumed, read):
+        assert _leaves(other) == _leaves(plain)
+    changed = ys.copy()
+    changed[399, 29] += 1e-9
+    for options, name in (
+        ({"ys": changed}, "y was #"),
+        ({"effects": False}, "effects was True, now False"),
+        ({"start": np.ones(1)}, "start was "),
+        ({"method": "ML"}, "method was 'REML', now 'ML'"),
+        ({"ys": ys[:399]}, "replicates was 400, now 399"),
+    ):
+        with pytest.raises(CheckpointError, match=name):
+            batch(tmp_path / "cut", **options)
+
+
+def test_a_batch_of_designs_has_a_checkpoint_too(tmp_path):
+    rng = np.random.default_rng(5)
+    designs = []
+    for J in (6, 9, 7):
+        g = np.repeat(np.arange(J), 4)
+        term = jg.Term(np.ones((len(g), 1)), g)
+        designs.append(jg.Design(rng.normal(size=4 * J), term.z, (term,)))
+    first = jg.fit_batch(designs, checkpoint=tmp_path, progress=False)
+    again = jg.fit_batch(designs, checkpoint=tmp_path, progress=False)
+    assert _leaves(first) == _leaves(again)
+    designs[2] = designs[2].replace(y=-designs[2].y)
+    with pytest.raises(CheckpointError, match="differs from this one in y was #"):
+        jg.fit_batch(designs, checkpoint=tmp_path, progress=False)
+
+
+FULL = """
+import sys
+from pathlib import Path
+import numpy as np, jax, jaxglmm as jg
+folder = Path(sys.argv[1])
+with jax.enable_x64(True):
+    design = jg.design("Yield ~ 1 + (1 | Batch)", jg.datasets.dyestuff())
+    params = jax.tree.map(np.asarray, jg.fit(design).params)
+
+def study(at):
+    return jg.recovery_study(
+        9, design, params, n_sims=1200, tile=16, threads=1, checkpoint=at,
+        progress=False,
+    )
+
+def chunks():
+    return {p.name: p.read_bytes() for p in (folder / "REML").glob("chunk-*")}
+
+large = folder / "other"
+large.write_bytes(bytes(980_000))  # of 1 MB
+try:
+    study(folder)
+except jg.CheckpointError as error:
+    message = str(error)
+kept = chunks()
+large.unlink()
+again, whole = study(folder), study(sys.argv[2])
+same = [
+    again.records["REML"][k].tobytes() == v.tobytes()
+    for k, v in whole.records["REML"].items()
+]
+untouched = all(chunks()[k] == v for k, v in kept.items())
+left = [p.name for p in (folder / "REML").iterdir()]
+print([message, len(kept), len(chunks()), untouched, same, left])
+"""
+
+
+def _small_disk(folder):
+    """A command line that has 1 MB of disk at the folder, or None."""
+    mount = f'mount -t tmpfs -o size=1m tmpfs "{folder}" && exec "$@"'
+    for prefix in (["unshare", "-m"], ["unshare", "-rm"]):
+        command = [*prefix, "sh", "-c", mount, "sh"]
+        if shutil.which("unshare"):
+            if subprocess.run([*command, "true"], capture_output=True).returncode == 0:
+                return command
+    return None
+
+
+def test_a_full_disk(tmp_path):
+    """On a real one, which has room for some chunks."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = _small_disk(disk)
+    if command is None:
+        pytest.skip("no right to mount a small file system, not even in a namespace")
+    done = subprocess.run(
+        [*command, sys.executable, "-c", FULL, str(disk), str(tmp_path / "whole")],
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    message, kept, chunks, untouched, same, left = ast.literal_eval(done.stdout)
+    assert f"could not be written to {disk}/REML: No space left on device" in message
+    assert f"The {kept} chunks finished before are kept" in message
+    assert 0 < kept < chunks == 6
+    assert untouched
+    assert same
+    assert all(same)
+    assert len(left) == chunks + 1  # and study.json
 
 
 KILLED = """

@@ -10,7 +10,9 @@ run, see lanes.py, does not change a number.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,6 +28,12 @@ from jaxglmm.optimize import iteration_limit
 from jaxglmm.plan import Layout
 from jaxglmm.results import Fit, Params
 from jaxglmm.studies.arrange import arrange, can_arrange
+from jaxglmm.studies.checkpoint import (
+    Checkpoint,
+    design_facts,
+    open_checkpoint,
+    saving,
+)
 from jaxglmm.studies.lanes import Engine, Outcome, collect, default_threads
 from jaxglmm.studies.progress import Progress
 from jaxglmm.studies.stacking import stack_designs
@@ -48,6 +56,7 @@ def fit_batch(
     tile: int | None = None,
     threads: int | None = None,
     devices: Sequence[Any] | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> Fit:
     """Fit one design to many responses, or many designs, in compiled lanes.
@@ -75,6 +84,10 @@ def fit_batch(
     devices : sequence of jax.Device, optional
         Devices of this process and of one platform to run on, every one with its part
         of a call; by default ``jax.local_devices()``.
+    checkpoint : str or Path, optional
+        Folder for finished chunks, so that the same call goes on where it was stopped.
+        Every number of a lane is a column there, so leave ``effects`` out of large
+        models.
     progress : bool
         Show a bar, after two seconds and on a terminal.
 
@@ -88,6 +101,8 @@ def fit_batch(
 
     Raises
     ------
+    CheckpointError
+        If the folder holds lanes of another call, or cannot be written.
     DesignError
         For responses or designs that do not fit together.
     ValueError
@@ -123,17 +138,33 @@ def fit_batch(
         n = len(lanes)
     starts = _starts(start, n, checked)
     engine = engine_for(what, checked, n, tile, threads, devices)
+    limit = limit_of(what)
+
+    def lanes_at(at):
+        return jax.tree.map(lambda x: x[at], (lanes, starts))
+
+    saved: Checkpoint | None = None
+    if checkpoint is not None:
+        facts = design_facts(given if many else checked)
+        facts |= {"start": starts, "effects": effects}
+        if not many:
+            facts["y"] = lanes
+        with jax.enable_x64(True):
+            fit = functools.partial(one, what, effects)
+            like = jax.eval_shape(fit, shared, lanes_at(0), np.int32(limit)).result
+        saved = open_checkpoint(checkpoint, what, n, engine, facts, like)
     with Progress(n, "fits", progress) as bar:
         chunks = engine.chunks(
             one,
             (what, effects),
             shared,
-            lambda at: jax.tree.map(lambda x: x[at], (lanes, starts)),
+            lanes_at,
             n,
-            limit_of(what),
+            limit,
             bar,
+            None if saved is None else saved.load,
         )
-        return collect(chunks, n)
+        return collect(saving(chunks, saved), n)
 
 
 def check_batch(

@@ -40,14 +40,13 @@ from jaxglmm.simulation import linear_predictor, simulate
 from jaxglmm.studies.arrange import arrange
 from jaxglmm.studies.batch import check_batch
 from jaxglmm.studies.cases import case_plan, draw_cases, top_factor
+from jaxglmm.studies.checkpoint import design_facts, function_name
 from jaxglmm.studies.lanes import Outcome
 from jaxglmm.studies.parameters import natural, parameter_names
 from jaxglmm.studies.study import (
     Running,
     as_key,
     check_count,
-    design_facts,
-    function_name,
     run_study,
 )
 from jaxglmm.typing import Array

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,19 @@ import jax
 import numpy as np
 
 import jaxglmm
+from jaxglmm.designs import Design
 from jaxglmm.errors import CheckpointError
-from jaxglmm.studies.lanes import Chunk, Outcome
+from jaxglmm.fitting import What
+from jaxglmm.studies.lanes import Chunk, Engine, Outcome
 
-__all__ = ["Checkpoint", "fingerprint"]
+__all__ = [
+    "Checkpoint",
+    "design_facts",
+    "fingerprint",
+    "function_name",
+    "open_checkpoint",
+    "saving",
+]
 
 _MANIFEST = "study.json"
 
@@ -38,6 +48,8 @@ class Checkpoint:
         Made where it does not exist.
     facts : dict
         Name -> value of everything that decides the results.
+    like : pytree, optional
+        With the structure of a chunk's results, where that is no dict of arrays.
 
     Raises
     ------
@@ -45,8 +57,9 @@ class Checkpoint:
         If the folder holds another study, or cannot be written.
     """
 
-    def __init__(self, folder: str | Path, facts: dict[str, Any]):
+    def __init__(self, folder: str | Path, facts: dict[str, Any], like: Any = None):
         _parquet()
+        self.like = like
         self.folder = Path(folder)
         versions = {"jaxglmm": jaxglmm.__version__, "jax": jax.__version__}
         mine = {k: fingerprint(v) for k, v in {**facts, **versions}.items()}
@@ -106,14 +119,18 @@ class Checkpoint:
             both = np.stack(flat, 1) if flat else np.zeros((table.num_rows, 0))
             columns[name] = both.astype(dtype).reshape(table.num_rows, *shape)
         n_iter, converged = columns.pop(".n_iter"), columns.pop(".converged")
-        return Outcome(columns, n_iter, converged)
+        if self.like is None:
+            return Outcome(columns, n_iter, converged)
+        leaves = [columns[name] for name in _named(self.like)]
+        result = jax.tree.unflatten(jax.tree.structure(self.like), leaves)
+        return Outcome(result, n_iter, converged)
 
     def save(self, index: int, chunk: Chunk) -> None:
         """Write a finished chunk."""
         pa, pq = _parquet()
         out = chunk.outcome
         arrays = {
-            **out.result,
+            **_named(out.result),
             ".n_iter": out.n_iter,
             ".converged": out.converged,
         }
@@ -135,6 +152,12 @@ class Checkpoint:
                 f"{self.folder}: {error.strerror or error}. The {n} chunks finished "
                 "before are kept; make room and repeat the call to go on."
             ) from error
+
+
+def _named(result: Any) -> dict[str, Any]:
+    """The arrays of a pytree by name: "estimate" of a dict, "params.beta" of a Fit."""
+    at, _ = jax.tree_util.tree_flatten_with_path(result)
+    return {jax.tree_util.keystr(k, simple=True, separator="."): x for k, x in at}
 
 
 def _columns(name: str, shape) -> list[str]:
@@ -166,6 +189,60 @@ def _parquet():
             "pip install 'jaxglmm[studies]'"
         ) from error
     return pyarrow, pyarrow.parquet
+
+
+# ---- what a study is ---------------------------------------------------------------
+
+
+def open_checkpoint(
+    folder: str | Path | None,
+    what: What,
+    n: int,
+    engine: Engine,
+    facts: dict[str, Any],
+    like: Any = None,
+) -> Checkpoint | None:
+    """The folder of n lanes; None where none was asked for.
+
+    Parameters
+    ----------
+    facts : dict
+        What decides the results beside ``what``, n and the lanes of a call.
+    """
+    if folder is None:
+        return None
+    family, method, how, control = what
+    facts = {
+        **facts, "family": repr(family), "method": method, "nodes": how.n_quad,
+        "priors": function_name(how.prior), "control": repr(control),
+        "replicates": n, "lanes per call": engine.width,
+    }  # fmt: skip
+    return Checkpoint(folder, facts, like)
+
+
+def saving(chunks, saved: Checkpoint | None):
+    """The same chunks, written where they are not there yet."""
+    for index, chunk in chunks:
+        if saved is not None and not saved.has(index):
+            saved.save(index, chunk)
+        yield index, chunk
+
+
+def function_name(fn: Callable | None) -> str:
+    """A user's function by name and code, for the facts of a study."""
+    if fn is None:
+        return "none"
+    code = getattr(fn, "__code__", None)
+    body = fingerprint((code.co_code, code.co_consts)) if code else ""
+    return f"{getattr(fn, '__qualname__', type(fn).__name__)}{body}"
+
+
+def design_facts(design: Design) -> dict[str, Any]:
+    """A design by its parts, so that a difference has a name."""
+    return {
+        "y": design.y, "X": design.X, "terms": design.terms, "weights": design.weights,
+        "offset": design.offset, "other predictors": design.others,
+    }  # fmt: skip
 
 
 def fingerprint(value: Any) -> str:

@@ -37,14 +37,13 @@ from jaxglmm.results import Fit, Params
 from jaxglmm.simulation import simulate
 from jaxglmm.studies.arrange import arrange
 from jaxglmm.studies.batch import check_batch
+from jaxglmm.studies.checkpoint import design_facts, function_name
 from jaxglmm.studies.extend import Extended, extend
 from jaxglmm.studies.lanes import Outcome
 from jaxglmm.studies.study import (
     Running,
     as_key,
     check_count,
-    design_facts,
-    function_name,
     run_study,
 )
 from jaxglmm.typing import Array

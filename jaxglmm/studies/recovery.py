@@ -32,14 +32,13 @@ from jaxglmm.results import Params, check_params
 from jaxglmm.simulation import simulate
 from jaxglmm.studies.arrange import arrange
 from jaxglmm.studies.batch import check_batch
+from jaxglmm.studies.checkpoint import design_facts, function_name
 from jaxglmm.studies.lanes import Outcome
 from jaxglmm.studies.parameters import n_fixed, parameter_names, truth_of
 from jaxglmm.studies.study import (
     Running,
     as_key,
     check_count,
-    design_facts,
-    function_name,
     record,
     run_study,
 )

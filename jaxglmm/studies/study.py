@@ -22,7 +22,7 @@ from jaxglmm.families import Family
 from jaxglmm.fitting import What
 from jaxglmm.results import Fit
 from jaxglmm.studies.batch import engine_for, limit_of
-from jaxglmm.studies.checkpoint import Checkpoint, fingerprint
+from jaxglmm.studies.checkpoint import open_checkpoint, saving
 from jaxglmm.studies.lanes import collect
 from jaxglmm.studies.parameters import fixed_se, natural
 from jaxglmm.studies.progress import Progress
@@ -33,8 +33,6 @@ __all__ = [
     "Running",
     "as_key",
     "check_count",
-    "design_facts",
-    "function_name",
     "record",
     "run_study",
 ]
@@ -127,15 +125,9 @@ def run_study(
     """
     engine = engine_for(what, design, n, running.tile, running.threads, running.devices)
     engine = dataclasses.replace(engine, keep=engine.keep and own_code)
-    saved: Checkpoint | None = None
-    if running.checkpoint is not None:
-        family, method, how, control = what
-        facts = {
-            **facts, "family": repr(family), "method": method, "nodes": how.n_quad,
-            "priors": function_name(how.prior), "control": repr(control),
-            "replicates": n, "lanes per call": engine.width,
-        }  # fmt: skip
-        saved = Checkpoint(Path(running.checkpoint) / folder, facts)
+    root = running.checkpoint
+    at = None if root is None else Path(root) / folder
+    saved = open_checkpoint(at, what, n, engine, facts)
     with Progress(n, label, running.progress) as bar:
         chunks = engine.chunks(
             one,
@@ -147,28 +139,4 @@ def run_study(
             bar,
             None if saved is None else saved.load,
         )
-        return collect(_saving(chunks, saved), n)
-
-
-def _saving(chunks, saved: Checkpoint | None):
-    for index, chunk in chunks:
-        if saved is not None and not saved.has(index):
-            saved.save(index, chunk)
-        yield index, chunk
-
-
-def function_name(fn: Callable | None) -> str:
-    """A user's function by name and code, for the facts of a study."""
-    if fn is None:
-        return "none"
-    code = getattr(fn, "__code__", None)
-    body = fingerprint((code.co_code, code.co_consts)) if code else ""
-    return f"{getattr(fn, '__qualname__', type(fn).__name__)}{body}"
-
-
-def design_facts(design: Design) -> dict[str, Any]:
-    """A design by its parts, so that a difference has a name."""
-    return {
-        "y": design.y, "X": design.X, "terms": design.terms, "weights": design.weights,
-        "offset": design.offset, "other predictors": design.others,
-    }  # fmt: skip
+        return collect(saving(chunks, saved), n)
