@@ -10,7 +10,7 @@ levels j,
 whose fixed point, S = A, solves the quasi-likelihood's equation for Q = Lambda Lambda'.
 From unit variances it comes near in a few rounds, with much information on a level and
 with little, where an EM step would hardly move. The optimizer does the rest, so modes
-are sought to two digits, and (1) need not have converged.
+are sought to a digit, and (1) need not have converged.
 
 Families with parameters beside the mean, or several linear predictors, start at least
 squares on a first guess and at unit variances.
@@ -47,9 +47,9 @@ from jaxglmm.typing import Array
 
 __all__ = ["Start", "first_point"]
 
-_ROUNDS = 4
+_ROUNDS = 3
 _NEAR = 0.05  # relative change of every standard deviation at which they end
-_MODE_TOL = 1e-2  # Newton decrement of a mode
+_MODE_TOL = 0.1  # Newton decrement of a mode
 _MODE_ITER = 10
 _MOST_EFFECTS = 8  # of a term; one with more starts at unit variances
 
