@@ -7,8 +7,9 @@ its data are new, a function that writes them.
     y = 1 + x / 2 + b_g + e,    b_g ~ N(0, 1),  e ~ N(0, 1)      (groups, growth)
     y ~ Poisson(exp(x / 2 + b_g)),  b_g ~ N(0, 1/4)              (groups-poisson)
 
-The responses of refits are drawn at a model's estimates: sleepstudy's and cbpp's own,
-and for counts of the sleepstudy design beta = (0.1, 0.1), Q = 0.1 [[1, .25], [.25, 1]].
+The responses of refits are drawn at a model's estimates: sleepstudy's, cbpp's and
+VerbAgg's own, and for counts of the sleepstudy design beta = (0.1, 0.1),
+Q = 0.1 [[1, .25], [.25, 1]].
 """
 
 from __future__ import annotations
@@ -88,6 +89,14 @@ _CBPP = {
     "factors": ("herd", "period"),
     "distribution": "binomial",
 }
+_VERBAGG = {
+    "response": "r2y",
+    "fixed": "Anger + Gender + btype + situ",
+    "random": (("1", "id"), ("1", "item")),
+    "data": "verbagg",
+    "factors": ("Gender", "btype", "situ", "id", "item"),
+    "distribution": "binomial",
+}
 _ONE_FACTOR = {"response": "y", "fixed": "x", "random": (("1", "g"),)}
 _GROWTH = (10_000, 100_000, 1_000_000)
 
@@ -131,12 +140,7 @@ ROWS = (
     Row(
         name="verbagg",
         family="verbagg",
-        response="r2y",
-        fixed="Anger + Gender + btype + situ",
-        random=(("1", "id"), ("1", "item")),
-        data="verbagg",
-        factors=("Gender", "btype", "situ", "id", "item"),
-        distribution="binomial",
+        **_VERBAGG,
         engines=("jaxglmm", "jaxglmm-fit", "lme4", "glmmTMB", "glmm", "gpboost"),
     ),
     Row(
@@ -183,6 +187,13 @@ ROWS = (
         data="counts",
         factors=("Subject",),
     ),
+    Row(
+        name="refit-verbagg",
+        family="refit",
+        work="refit",
+        engines=("jaxglmm", "jaxglmm-fit", "glmm"),
+        **_VERBAGG,
+    ),
 )  # fmt: skip
 
 
@@ -220,9 +231,11 @@ def make_data(row: Row, folder: Path, insteval: Path | None = None) -> dict[str,
         )
         return {"data": str(where)}
     if row.data == "verbagg":
-        return {"data": str(_exported("VerbAgg", "verbagg", folder))}
-    sleepstudy = row.data == "sleepstudy"
-    files = {"data": str(SLEEPSTUDY if sleepstudy else _made(row.data, folder))}
+        files = {"data": str(_exported("VerbAgg", "verbagg", folder))}
+    elif row.data == "sleepstudy":
+        files = {"data": str(SLEEPSTUDY)}
+    else:
+        files = {"data": str(_made(row.data, folder))}
     if row.work == "refit":
         files["responses"] = str(_made(f"responses-{row.data}", folder))
     return files
@@ -339,6 +352,24 @@ def _write_count_responses(path: Path) -> None:
     _write(pd.DataFrame(y.T, columns=[f"y{i + 1}" for i in range(len(y))]), path)
 
 
+def _write_answers(path: Path, n_fits: int = 1_000) -> None:
+    """Answers in VerbAgg, whose file lies beside, drawn at its Laplace estimates."""
+    import numpy as np
+    import pandas as pd
+
+    rng = np.random.default_rng(20240506)
+    frame = pd.read_csv(path.parent / "verbagg.csv.gz")
+    eta = 0.1991 + 0.05743 * frame["Anger"].to_numpy(float)
+    eta += 0.3207 * (frame["Gender"] == "M") - 1.0555 * (frame["situ"] == "self")
+    eta += frame["btype"].map({"curse": 0.0, "scold": -1.0588, "shout": -2.1054})
+    eta = np.broadcast_to(eta, (n_fits, len(frame))).copy()
+    for group, sd in (("id", 1.3397), ("item", 0.4953)):
+        _, level = np.unique(frame[group], return_inverse=True)
+        eta += sd * rng.standard_normal((n_fits, level.max() + 1))[:, level]
+    y = rng.binomial(1, 1.0 / (1.0 + np.exp(-eta)))
+    _write(pd.DataFrame(y.T, columns=[f"y{i + 1}" for i in range(n_fits)]), path)
+
+
 def _write_responses(path: Path, n_fits: int = _N_FITS) -> None:
     """Responses of sleepstudy, drawn at its REML estimates."""
     import numpy as np
@@ -367,6 +398,7 @@ def _main(name: str, path: Path) -> None:
         "responses-sleepstudy": _write_responses,
         "responses-cbpp": _write_proportions,
         "responses-counts": _write_count_responses,
+        "responses-verbagg": _write_answers,
         "counts": _write_counts,
         "cbpp": _write_cbpp,
     }

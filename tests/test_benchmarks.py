@@ -134,3 +134,31 @@ def test_gpu_rows_without_time_are_lines_too(tmp_path):
     assert {line["device"] for line in lines} == {"cpu"}
     assert {line["status"] for line in lines} == {"no time left"}
     assert "refit-sleepstudy" in {line["row"] for line in lines}
+
+
+def test_the_picture_of_refits_is_made(tmp_path):
+    out = tmp_path / "refit.png"
+    command = [sys.executable, str(FOLDER / "scaling.py"), "--picture"]
+    results = FOLDER / "results" / "refit.csv"
+    done = subprocess.run(
+        [*command, str(results), str(out)], timeout=120, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert out.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
+def test_scaling_has_a_line_per_size(tmp_path):
+    out = tmp_path / "scaling.csv"
+    command = [sys.executable, str(FOLDER / "scaling.py"), "--most", "100"]
+    done = subprocess.run(
+        [*command, "--repeat", "1", "--out", str(out)],
+        timeout=600, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with out.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert list(lines[0]) == COLUMNS
+    names = ["lanes-100", "groups-10", "groups-100", "rows-10", "rows-100"]
+    assert [line["row"] for line in lines] == names
+    assert "groups^" in lines[2]["note"]

@@ -87,7 +87,7 @@ def _refits(request: dict) -> tuple[Any, Any, int]:
     with jax.enable_x64(True):
         design = jg.design(request["formula"], frame)
     design = jax.tree.map(np.asarray, design)
-    if request["distribution"] == "binomial":  # counts of successes
+    if design.weights is not None:  # counts of successes
         ys = ys / design.weights
     return design, ys, len(frame)
 

@@ -60,7 +60,7 @@ def glmm(request: dict) -> Job:
         response = request["response"]
 
         def one(y):
-            if family == "binomial":  # numbers of cases
+            if "healthy" in columns:  # numbers of cases
                 return fit({**columns, "incidence": y, "healthy": frame["size"] - y})
             return fit({**columns, response: y})
 
