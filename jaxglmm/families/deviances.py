@@ -128,12 +128,15 @@ def _binet(log_x: Array, order: int) -> Array:
     log_z = jnp.where(small, jnp.log(x + _SHIFT), log_x)
     rho = jnp.where(small, x / (x + _SHIFT), 1.0)
     q, p, g = _binet_polynomials(order)
-    n = jnp.arange(1, 2 * len(_BINET), 2).astype(x.dtype)
-    series = jnp.sum(_horner(q, rho) * jnp.exp(-n * log_z))
+    z_inv, coefficients = jnp.exp(-log_z), _horner(q, rho)
+    series = jnp.zeros_like(x)
+    for k in range(len(_BINET) - 1, -1, -1):
+        series = coefficients[k] + z_inv**2 * series
+    series = z_inv * series
     steps = x + jnp.arange(1, _SHIFT).astype(x.dtype)
     if order == 0:
         shift = (x + (_SHIFT - 0.5)) * log_z - (x + 0.5) * log_x - _SHIFT
-        shift = shift - jnp.sum(jnp.log(steps))
+        shift = shift - jnp.log(jnp.prod(jnp.where(small, steps, 1.0)))
     else:
         shift = x * (log_z - log_x) + _horner(g, rho) - jnp.sum(_horner(p, x / steps))
     return series + jnp.where(small, shift, 0.0)
