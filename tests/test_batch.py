@@ -331,13 +331,56 @@ def test_devices_and_processes_do_not_matter():
         _same(alone, _finish(process))
 
 
+EVERY_PATH = """
+import json, sys
+import numpy as np
+import jax, jaxglmm as jg
+how = {"threads": int(sys.argv[1]), "tile": 64, "progress": False}
+load, rng, ended = jg.datasets.load, np.random.default_rng(1), {}
+with jax.enable_x64(True):
+    slope = jg.design("Reaction ~ Days + (Days | Subject)", load("sleepstudy"))
+    one = jg.design("Yield ~ 1 + (1 | Batch)", load("dyestuff"))
+    two = jg.design("diameter ~ 1 + (1 | plate) + (1 | sample)", load("penicillin"))
+    herds = jg.design("incidence/size ~ period + (1 | herd)", load("cbpp"),
+                      weights="size")
+    params = jax.tree.map(np.asarray, jg.fit(one).params)
+ready = lambda design: jax.tree.map(np.asarray, design)
+slope, one, two, herds = map(ready, (slope, one, two, herds))
+def normal(design, n):
+    return rng.standard_normal((n, design.n_obs))
+for name, design, n in (("slope", slope, 2000), ("crossed", two, 200)):
+    ended[name] = jg.fit_batch(design, normal(design, n), **how).status
+size = herds.weights.astype(int)
+cases = rng.binomial(size, 0.2, (500, len(size))) / size
+ended["binomial"] = jg.fit_batch(herds, cases, "binomial", **how).status
+counts = rng.poisson(1.0, (200, slope.n_obs)).astype(float)
+ended["poisson"] = jg.fit_batch(slope, counts, "poisson", **how).status
+lanes = [one.replace(y=y) for y in normal(one, 300)]
+ended["designs"] = jg.fit_batch(lanes, **how).status
+study = jg.recovery_study(7, one, params, n_sims=2000, **how)
+ended["recovery"] = study.records["REML"]["status"]
+m = jg.glmm("Yield ~ 1 + (1 | Batch)", load("dyestuff"))
+ended["bootstrap"] = m.bootstrap(500, key=1, **how).status
+slopes = jg.glmm("Reaction ~ Days + (Days | Subject)", load("sleepstudy"))
+curve = jg.power_curve(slopes, "Days", key=1, effect=[2.0, 4.0], n_sims=200, **how)
+ended["power"] = curve.p_values.ravel()
+print(json.dumps({name: len(s) for name, s in ended.items()}))
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize("prefix", [(), ("taskset", "-c", "0")])
 def test_no_run_hangs(threads, prefix):
-    options = {"n": 3000, "tile": 64, "threads": threads}
-    for _ in range(20):
-        assert len(_finish(_start(options, prefix=prefix), 60)["status"]) == 3000
+    command = [*prefix, sys.executable, "-c", EVERY_PATH, str(threads)]
+    for i in range(20):
+        limit = 120 if i else 300  # the first one may have to compile
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert json.loads(done.stdout.splitlines()[-1]) == {
+            "slope": 2000, "crossed": 200, "binomial": 500, "poisson": 200,
+            "designs": 300, "recovery": 2000, "bootstrap": 500, "power": 400,
+        }  # fmt: skip
 
 
 MILLION = """
