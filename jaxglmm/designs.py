@@ -154,6 +154,9 @@ class Design:
         """Copy with some arrays changed; the plan is kept while the groups are."""
         if "terms" in changes and not _same_groups(self.terms, changes["terms"]):
             changes.setdefault("plan", None)
+        plan = changes.get("plan", self.plan)
+        if plan is not None and not changes.keys() <= {"y", "offset", "plan"}:
+            changes["plan"] = dataclasses.replace(plan, alike=None)  # no longer known
         return dataclasses.replace(self, **changes)
 
     @property

@@ -523,6 +523,20 @@ def test_pooled_levels_have_the_likelihood_of_all(k):
     np.testing.assert_allclose(by_level.objective, by_codes.objective, rtol=1e-10)
 
 
+def test_the_working_weights_of_pql_are_no_classes():
+    """The levels of sleepstudy are alike until rows get weights of their own."""
+    design, family, _, params = _model("poisson")
+    ys = _responses(design, family, params, 4)
+    fits = jg.fit_batch(design, ys, family, "PQL", progress=False)
+    one = jax.jit(lambda y: jg.fit(design.replace(y=y), family, "PQL"))
+    for i in range(len(ys)):
+        single = one(ys[i])
+        np.testing.assert_allclose(
+            fits.params.theta[i], single.params.theta, rtol=1e-6, atol=1e-9
+        )
+        np.testing.assert_allclose(fits.params.beta[i], single.params.beta, rtol=1e-6)
+
+
 def test_responses_without_residuals_are_told_from_pooled_levels_too():
     from jaxglmm.studies.arrange import arrange
 

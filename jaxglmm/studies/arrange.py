@@ -46,10 +46,7 @@ class Arranged:
         if weights is None:
             return self.design.replace(y=y[self.rows])
         w = jnp.where(self.inside, weights[self.rows], 0.0)
-        assert self.design.plan is not None
-        plan = dataclasses.replace(self.design.plan, alike=None)
-        design = dataclasses.replace(self.design, plan=plan)
-        return design.replace(y=y[self.rows], weights=w)
+        return self.design.replace(y=y[self.rows], weights=w)
 
 
 def can_arrange(design: Design) -> bool:
