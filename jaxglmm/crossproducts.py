@@ -82,8 +82,8 @@ class CrossProducts:
     ``unused`` (p,) is one for columns of X that hold nothing (aliased, or padding).
     ``n`` counts rows with positive weight, ``p`` columns in use. ``constant`` and
     ``constant_reml`` are what the change of units and the prior weights add to -2 log L
-    and, on top of that, to the REML criterion. ``counts`` (J,), where it is not None:
-    for how many levels each of the first block counts in the log-determinant.
+    and, on top of that, to the REML criterion. ``alike`` names levels that pooling.py
+    may pool, ``counts`` (J,) for how many each then counts in the log-determinant.
     """
 
     own: tuple[Array, ...]

@@ -77,8 +77,8 @@ def fit(
         deviation of a Gaussian model is exp(psi[0]). It is static, as ``family`` is: a
         new function compiles anew, and it cannot close over traced values.
     start : Array, (m,), optional
-        Starting theta; by default by the method of moments, or, for generalized models
-        of other families than binomial and Poisson, unit variances in effect.
+        Starting theta; by default by the method of moments, for binomial and Poisson
+        models by penalized quasi-likelihood, for other families unit variances.
     control : Control, optional
         Optimizer and its limits.
 

@@ -401,7 +401,7 @@ def log_lik_rows(
         beta = tuple(T_inv @ c for T_inv, c in zip(scales.T_inv, beta))
         theta = scales.maps.theta @ theta
         # the user's beta has no influence, so its mode is sought from a better one
-        first = first_point(model, data).point.beta[0]
+        first = first_point(model, data, theta).point.beta[0]
         beta = (first[:0], *beta[1:])
     x = model.join(Point(beta, theta, psi))
     fixed = constant(data)

@@ -84,8 +84,8 @@ def first_point(
     others = [e * jnp.sum(X, axis=0) / n for e, X in zip(extra, data.X[1:])]
     u = tuple(jnp.zeros((b.n_levels, b.k), beta.dtype) for b in layout.blocks)
     fixed = theta is not None
-    if theta is None:
-        theta = jnp.asarray(default_start(layout), beta.dtype)
+    usual = jnp.asarray(default_start(layout), beta.dtype)
+    theta = usual if theta is None else lax.stop_gradient(theta)
     if family.n_eta == 1 and family.n_own == 0 and family.has_information:
         theta, (u, beta) = _quasi(model, data, theta, Inner(u, beta), fixed)
     return Start(Point((beta, *others), theta, psi), u)

@@ -272,3 +272,18 @@ def test_killed_at_any_moment(tmp_path):
     assert len(whole) == 20000
     pd.testing.assert_frame_equal(whole, cut, check_exact=True)
     assert not list((tmp_path / "cut" / "REML").glob("*.tmp"))
+
+
+def test_functions_are_told_apart_by_what_they_do():
+    from jaxglmm.studies.checkpoint import function_name
+
+    def scaled(s):
+        return lambda p: -sum(v * s for v in p)
+
+    same, other = function_name(scaled(1.0)), function_name(scaled(2.0))
+    assert same == function_name(scaled(1.0))
+    assert same != other
+    # the same code and constants, another name
+    total, largest = (lambda p: -p.theta.sum()), (lambda p: -p.theta.max())
+    assert function_name(total) != function_name(largest)
+    assert "0x" not in str(function_name(scaled(1.0)))

@@ -27,6 +27,7 @@ from jaxglmm.typing import Array
 __all__ = ["Arranged", "arrange", "can_arrange"]
 
 _PADDING = 1.5  # rows after over rows before, at most
+_CLASSES = 16  # the most that are pooled: sums over a class read every level
 
 
 @jax.tree_util.register_dataclass
@@ -108,15 +109,16 @@ def _alike(w: np.ndarray, X: np.ndarray, terms, layout: Layout) -> Alike | None:
     None where there are other blocks, or so many classes that little would be saved.
     """
     block, R = layout.blocks[0], layout.rows_per_level
-    if layout.blocks[1:]:
+    if layout.blocks[1:] or block.n_levels < 2 * (1 + block.k):
         return None
     rows = np.concatenate([w[:, None], X, *(t.z for t in terms)], axis=1)
     rows = np.where(w[:, None] > 0, rows, 0.0)
     level = np.arange(len(rows)) // R
-    rows = rows[np.lexsort((*rows.T, level))].reshape(block.n_levels, -1)
-    _, first, member = np.unique(rows, axis=0, return_index=True, return_inverse=True)
-    pooled = len(first) * (1 + block.k)
-    if 2 * pooled > block.n_levels:
+    rows = rows[np.lexsort((*rows.T, level))].reshape(block.n_levels, -1) + 0.0
+    classes: dict[bytes, int] = {}
+    member = np.array([classes.setdefault(r.tobytes(), len(classes)) for r in rows])
+    n_classes = len(classes)
+    if 2 * n_classes * (1 + block.k) > block.n_levels or n_classes > _CLASSES:
         return None
-    member = member.reshape(-1, 1) == np.arange(len(first))
-    return Alike(first.astype(np.int32), member)
+    member = member[:, None] == np.arange(n_classes)
+    return Alike(np.argmax(member, axis=0).astype(np.int32), member)

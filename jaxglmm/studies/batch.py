@@ -252,7 +252,8 @@ def engine_for(
     once = is_linear(what.family) and what.method in ("REML", "ML")
     plain = once or (can_arrange(design) and not design.layout.tail)
     kind = "elementwise" if plain else "scattered"
-    return Engine(tile, int(threads), devices, keep, kind)
+    newton = what.control.optimizer == "newton"
+    return Engine(tile, int(threads), devices, keep, kind, newton)
 
 
 _CACHE = 3e5  # numbers that a tile may hold

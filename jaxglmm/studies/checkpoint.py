@@ -10,10 +10,12 @@ that differs is refused with what differs, by name.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import tempfile
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -229,12 +231,26 @@ def saving(chunks, saved: Checkpoint | None):
 
 
 def function_name(fn: Callable | None) -> str:
-    """A user's function by name and code, for the facts of a study."""
+    """A user's function by name, code and what it closes over, for a study's facts."""
     if fn is None:
         return "none"
-    code = getattr(fn, "__code__", None)
-    body = fingerprint((code.co_code, code.co_consts)) if code else ""
-    return f"{getattr(fn, '__qualname__', type(fn).__name__)}{body}"
+    name = getattr(fn, "__qualname__", type(fn).__name__)
+    return f"{name}{fingerprint(_insides(fn))}"
+
+
+def _insides(x: Any) -> Any:
+    """What makes a function do what it does, without addresses."""
+    if isinstance(x, types.CodeType):
+        return [x.co_code.hex(), list(x.co_names), [_insides(c) for c in x.co_consts]]
+    if isinstance(x, functools.partial):
+        return [_insides(v) for v in (x.func, x.args, sorted(x.keywords.items()))]
+    if isinstance(x, types.FunctionType):
+        cells = [c.cell_contents for c in x.__closure__ or ()]
+        defaults = x.__defaults__ or (), sorted((x.__kwdefaults__ or {}).items())
+        return [_insides(v) for v in (x.__code__, cells, *defaults)]
+    if isinstance(x, (list, tuple)):
+        return [_insides(v) for v in x]
+    return x
 
 
 def design_facts(design: Design) -> dict[str, Any]:

@@ -7,7 +7,7 @@ on each. A *chunk* is a few tiles, and what a caller is handed.
 
 A mapped loop goes on until its slowest lane is done. So the limit on evaluations is an
 argument of the compiled program: a tile stops at a cap, and the lanes of a chunk that
-have not finished by then are gathered and fitted again, from their start, without it.
+have not ended well by then are gathered and fitted again, from their start, without it.
 With n_i the evaluations that lane i needs and f what the rest of a fit costs, in
 evaluations, a lane costs about
 
@@ -89,6 +89,9 @@ class Engine:
         Whether the compiled program may be kept on disk.
     kind : {"elementwise", "scattered"}
         The work, for the compiler's options: with scattered sums over rows or without.
+    settled : bool
+        Whether a lane that has converged at a cap would have ended there without it,
+        as Newton's do.
     """
 
     tile: int
@@ -96,6 +99,7 @@ class Engine:
     devices: tuple[Any, ...]
     keep: bool
     kind: str
+    settled: bool = True
 
     @property
     def width(self) -> int:
@@ -172,7 +176,7 @@ class Engine:
     def _capped(self, pool, work, lanes, at: np.ndarray, cap: int, limit: int):
         """Outcomes of the lanes ``at``, first with a cap on their evaluations."""
         out = self._tiles(pool, work, lanes, at, cap)
-        stopped = (out.n_iter >= cap) & ~out.converged
+        stopped = (out.n_iter >= cap) & ~(out.converged & self.settled)
         unfinished = np.flatnonzero(stopped & (cap < limit))
         if len(unfinished):
             rest = self._tiles(pool, work, lanes, at[unfinished], limit)
