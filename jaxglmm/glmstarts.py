@@ -28,14 +28,18 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxglmm.coordinates import block_factors, split_factors
-from jaxglmm.elimination import Effects, conditional_covariances, split_terms
+from jaxglmm.elimination import (
+    Effects,
+    conditional_covariances,
+    eliminate,
+    split_terms,
+)
 from jaxglmm.laplace import GeneralizedModel, Point
 from jaxglmm.linalg import small_cholesky, spd_inverse
 from jaxglmm.modes import (
     Inner,
     RowData,
     curvature,
-    curved,
     effects,
     find_modes,
     linear_predictors,
@@ -111,10 +115,10 @@ def _quasi(
         b = effects(inner.u, factors)
         eta = linear_predictors((inner.beta,), b, data, layout)
         W = row_terms(eta, psi, data, family).W
-        done = curved(W, factors, data, layout, False).done
         cp = curvature(W, data, layout)
+        done = eliminate(factors, cp, layout)
         V = conditional_covariances(factors, done, cp, layout)
-        theta = _updated(s.theta, factors, inner.u, V, layout)
+        theta = _updated(factors, inner.u, V, layout)
         theta = jnp.where(fine & jnp.all(jnp.isfinite(theta)), theta, s.theta)
         new = block_factors(theta, layout)
         change = [
@@ -131,16 +135,16 @@ def _quasi(
     return last.theta, inner
 
 
-def _updated(theta: Array, factors, u: Effects, V: Effects, layout: Layout) -> Array:
+def _updated(factors, u: Effects, V: Effects, layout: Layout) -> Array:
     """Theta (m,) of the Q that (1) gives for every term.
 
     ``V`` (J, K, K) is Lambda M^-1 Lambda' by level.
     """
     Q = []
-    blocks = [_inverse(L) @ v @ _inverse(L).T for L, v in zip(factors, V)]
     shares = {}
-    for block, M_inv in zip(layout.blocks, blocks):
-        start = 0
+    for block, L, v in zip(layout.blocks, factors, V):
+        L_inv, start = _inverse(L), 0
+        M_inv = L_inv @ v @ L_inv.T
         for t in block.terms:
             at = slice(start, start + layout.term_k[t])
             shares[t] = M_inv[:, at, at]
