@@ -27,7 +27,7 @@ import numpy as np
 
 from jaxglmm.families.base import Family, check_link, moments
 from jaxglmm.families.checks import check_trials
-from jaxglmm.families.deviances import factorial_rest, log_rising
+from jaxglmm.families.deviances import factorial_rest, log_rising, logit_half_deviance
 from jaxglmm.families.links import LINKS
 from jaxglmm.families.special import softplus
 from jaxglmm.typing import Array
@@ -56,6 +56,8 @@ class _Proportion(Family):
 
     def _half_deviance(self, y, eta, w):
         """Divergence w KL(y | p) = k log(y / p) + m log((1 - y) / q), with (1)."""
+        if self.link == "logit":
+            return w * logit_half_deviance(y, eta[0])
         log_p, log_q = self._pair(eta)
         log_y = jnp.log(jnp.where(y > 0, y, 1.0))
         log_1y = jnp.log1p(-jnp.where(y < 1, y, 0.0))
