@@ -44,6 +44,7 @@ from jaxglmm.coordinates import Order, block_factors, canonical, first_order, re
 from jaxglmm.covariance import structure
 from jaxglmm.elimination import Effects
 from jaxglmm.families import Family
+from jaxglmm.hessian import value_grad_hess
 from jaxglmm.modes import (
     Curvature,
     Inner,
@@ -201,22 +202,30 @@ class GeneralizedModel:
                 inner.u[0], factors[0], eta, point.psi, own, data, self.layout,
                 self.family, self.n_quad,
             )  # fmt: skip
-        # columns that hold nothing have coefficients of zero
-        beta = jnp.concatenate(self.split(x, data).beta)
+        return value + self.value_of_x(x, frame, data), at
+
+    def value_of_x(self, x: Array, frame: Frame, data: RowData) -> Array:
+        """What F has of x alone, (): a prior, and columns that hold nothing."""
+        point = self.split(x, data)
+        # these have coefficients of zero
+        beta = jnp.concatenate(point.beta)
         first = data.X[0].shape[1] if self.reml else 0
-        value = value + jnp.sum(data.unused[first:] * beta**2)
+        value = jnp.sum(data.unused[first:] * beta**2)
         used = first - jnp.sum(data.unused[:first])
         value = value - used * jnp.log(2.0 * jnp.pi)
         if self.prior is not None:
+            point = self.at(x, frame.inner, data)
             theta = canonical(point.theta, frame.order, self.layout)
             users = in_user_units(point._replace(theta=theta), data.units)
             value = value - 2.0 * jnp.reshape(self.prior(users), ())
-        return value, at
+        return value
 
     # ---- derivatives -----------------------------------------------------------------
 
     def derivatives(self, data: RowData):
         """Value, gradient and Hessian in x by (3)."""
+        if self.n_quad == 1 and not self.expected:
+            return lambda x, frame: value_grad_hess(self, x, frame, data), None
         layout = self.layout
 
         def fn(x, frame):

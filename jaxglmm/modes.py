@@ -26,6 +26,7 @@ Breslow and Clayton (1993), JASA 88, doi:10.2307/2290687.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -52,6 +53,7 @@ __all__ = [
     "gradient",
     "inner_dot",
     "linear_predictors",
+    "over_rows",
     "random_part",
     "row_scores",
     "row_terms",
@@ -136,20 +138,25 @@ def linear_predictors(
     return jnp.stack([a + c for a, c in parts], axis=1)
 
 
+def over_rows(fn: Callable, data: RowData, *rows: Array) -> Any:
+    """``fn(y, w, *row)`` of every row (n, ...), zero where rows do not count."""
+    # a row of weight zero stands for one of weight one that is not counted
+    used = data.w > 0
+    out = jax.vmap(fn)(data.y, jnp.where(used, data.w, 1.0), *rows)
+    return jax.tree.map(
+        lambda x: jnp.where(used.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0), out
+    )
+
+
 def row_values(eta: Array, psi: Array, data: RowData, family: Family) -> Array:
     """Log kernel of the density of every row, (n,)."""
-    used = data.w > 0
-    w = jnp.where(used, data.w, 1.0)
-    value = jax.vmap(lambda e, y, w: family.log_kernel(y, e, psi, w))(eta, data.y, w)
-    return jnp.where(used, value, 0.0)
+    return over_rows(lambda y, w, e: family.log_kernel(y, e, psi, w), data, eta)
 
 
 def row_scores(eta: Array, psi: Array, data: RowData, family: Family) -> Array:
     """Score of every row, (n, R)."""
-    used = data.w > 0
-    w = jnp.where(used, data.w, 1.0)
-    score = jax.vmap(jax.grad(lambda e, y, w: family.log_kernel(y, e, psi, w)))
-    return jnp.where(used[:, None], score(eta, data.y, w), 0.0)
+    score = jax.grad(lambda e, y, w: family.log_kernel(y, e, psi, w))
+    return over_rows(lambda y, w, e: score(e, y, w), data, eta)
 
 
 def row_terms(
@@ -157,26 +164,19 @@ def row_terms(
 ) -> RowTerms:
     """Log kernel, score and information of the rows, all sums over replicates."""
 
-    def kernel(eta, y, w):
-        return family.log_kernel(y, eta, psi, w)
+    def row(y, w, eta):
+        def kernel(eta):
+            return family.log_kernel(y, eta, psi, w)
 
-    def row(eta, y, w):
-        value, score = jax.value_and_grad(kernel)(eta, y, w)
+        value, score = jax.value_and_grad(kernel)(eta)
         if expected:
             W = jnp.reshape(family.expected_information(eta, psi, w), (1, 1))
         else:
-            W = -jax.jacfwd(jax.grad(kernel))(eta, y, w)
-        return value, score, W
+            W = -jax.jacfwd(jax.grad(kernel))(eta)
+        return RowTerms(value, score, W)
 
-    # a row of weight zero stands for one of weight one that is not counted
-    used = data.w > 0
-    w = jnp.where(used, data.w, 1.0)
-    value, score, W = jax.vmap(row)(eta, data.y, w)
-    return RowTerms(
-        jnp.sum(jnp.where(used, value, 0.0)),
-        jnp.where(used[:, None], score, 0.0),
-        jnp.where(used[:, None, None], W, 0.0),
-    )
+    terms = over_rows(row, data, eta)
+    return terms._replace(value=jnp.sum(terms.value))
 
 
 def curvature(W: Array, data: RowData, layout: Layout) -> CrossProducts:
