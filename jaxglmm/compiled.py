@@ -25,6 +25,7 @@ import pickle
 import platform
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -41,8 +42,10 @@ __all__ = ["cache_dir", "clear_cache", "run"]
 _MAX_BYTES = 300_000_000
 _QUICK = ("xla_cpu_use_fusion_emitters", False)
 _PLAIN = ("xla_cpu_experimental_ynn_fusion_type", "")
+_ALONE = ("xla_cpu_multi_thread_eigen", False)
 _MANY = 20_000  # numbers in the arguments, from which the code's speed counts more
 _programs: dict[Any, Any] = {}
+_compiling = threading.Lock()
 
 
 def run(
@@ -82,8 +85,13 @@ def run(
     program = _programs.get(key)
     with jax.enable_x64(True), jax.default_device(devices[0]):
         if program is None:
-            program = _get(fn, static, args, treedef, shapes, keep, lanes, devices)
-            _programs[key] = program
+            with _compiling:  # threads that want the same program wait for it
+                program = _programs.get(key)
+                if program is None:
+                    program = _get(
+                        fn, static, args, treedef, shapes, keep, lanes, devices
+                    )
+                    _programs[key] = program
         return jax.tree.map(np.asarray, program(*args))
 
 
@@ -116,12 +124,15 @@ def _options(short: bool, lanes: str | None) -> dict[str, str | bool]:
     compile; what it makes is as fast on short arrays, and a third slower on long ones.
     For lanes it makes faster code of elementwise work, and of scattered sums a loop
     that is slower. XLA hands many small sums to a library for large ones, which takes
-    lanes two to three times as long.
+    lanes two to three times as long. Their threads have tiles of their own, so none of
+    their operations is split between threads, which costs up to a third.
     """
     if lanes is None:
         wanted = [_QUICK] if short else []
     else:
-        wanted = [_PLAIN, _QUICK] if lanes == "elementwise" else [_PLAIN]
+        wanted = [_PLAIN, _ALONE]
+        if lanes == "elementwise":
+            wanted.append(_QUICK)
     return dict(option for option in wanted if _is_known(*option))
 
 

@@ -16,16 +16,20 @@ evaluations, a lane costs about
 at cap c. The first chunk is one tile without a cap; c minimizes
 (1) on it. A lane's numbers do not depend on the cap.
 
+Chunks overlap: the unfinished lanes of one are run again behind the tiles of the next,
+so that no thread waits for a chunk's end.
+
 Shapes: arrays of a tile and of a chunk have their lanes in front, (L, ...).
 """
 
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -158,39 +162,72 @@ class Engine:
                 f"{n} lanes make {len(parts)} chunks, too few for {n_processes} "
                 "processes: give a smaller tile, or fewer processes"
             )
-        with ThreadPoolExecutor(self.threads) as pool:
-            for index, (start, stop) in enumerate(parts):
-                if index % n_processes != process:
-                    continue
-                out = None if done is None else done(index)
-                earlier = out is not None
-                if out is None:
-                    work = functools.partial(self.call, one, static, shared)
-                    at = np.arange(start, stop)
-                    out = self._capped(pool, work, lanes, at, cap, limit)
+        pool = ThreadPoolExecutor(self.threads)
+
+        def submit(at: np.ndarray, max_iter: int) -> list[Future]:
+            """Tiles of the lanes ``at``, in the order in which they will be run."""
+            tiles = [at[i : i + self.width] for i in range(0, len(at), self.width)]
+            return [pool.submit(tile, at, max_iter) for at in tiles]
+
+        def tile(at: np.ndarray, max_iter: int) -> Outcome:
+            return self.call(one, static, shared, lanes(at), max_iter)
+
+        def finished(chunk: _Running) -> tuple[int, Chunk]:
+            at, out = chunk.at, chunk.end()
+            lost = int(np.sum(~out.converged))
+            progress.update(len(at), lost, chunk.earlier)
+            return chunk.index, Chunk(int(at[0]), int(at[-1]) + 1, out)
+
+        running: collections.deque[_Running] = collections.deque()
+        try:
+            for index in range(process, len(parts), n_processes):
+                earlier = None if done is None else done(index)
+                at = np.arange(*parts[index])
+                chunk = _Running(index, at, cap, limit, self.settled, submit, earlier)
+                running.append(chunk)
                 if index == process:
-                    cap = best_cap(out.n_iter, limit)
-                progress.update(stop - start, int(np.sum(~out.converged)), earlier)
-                yield index, Chunk(start, stop, out)
+                    cap = best_cap(chunk.end().n_iter, limit)
+                else:  # behind the tiles of the one just begun
+                    running[-2].run_again()
+                if len(running) > 2:
+                    yield finished(running.popleft())
+            while running:
+                yield finished(running.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-    def _capped(self, pool, work, lanes, at: np.ndarray, cap: int, limit: int):
-        """Outcomes of the lanes ``at``, first with a cap on their evaluations."""
-        out = self._tiles(pool, work, lanes, at, cap)
-        stopped = (out.n_iter >= cap) & ~(out.converged & self.settled)
-        unfinished = np.flatnonzero(stopped & (cap < limit))
-        if len(unfinished):
-            rest = self._tiles(pool, work, lanes, at[unfinished], limit)
-            out = jax.tree.map(np.array, out)  # those of one tile cannot be written to
-            jax.tree.map(functools.partial(_put, unfinished), out, rest)
-        return out
 
-    def _tiles(self, pool, work, lanes, at: np.ndarray, max_iter: int) -> Outcome:
-        parts = [at[i : i + self.width] for i in range(0, len(at), self.width)]
-        first = work(lanes(parts[0]), max_iter)  # compiles
-        if len(parts) == 1:
-            return first
-        rest = list(pool.map(lambda part: work(lanes(part), max_iter), parts[1:]))
-        return jax.tree.map(lambda *x: np.concatenate(x), first, *rest)
+class _Running:
+    """A chunk that is being worked on: its tiles, then its unfinished lanes."""
+
+    def __init__(self, index, at, cap, limit, settled, submit, earlier):
+        self.index, self.at, self.submit = index, at, submit
+        self.cap, self.limit, self.settled = cap, limit, settled
+        self.outcome, self.earlier = earlier, earlier is not None
+        self.tiles = [] if self.earlier else submit(at, cap)
+        self.rest: list[Future] = []
+
+    def run_again(self) -> None:
+        """Wait for the tiles, and submit the lanes that the cap left unfinished."""
+        if self.outcome is not None:
+            return
+        self.outcome = out = _together(self.tiles)
+        stopped = (out.n_iter >= self.cap) & ~(out.converged & self.settled)
+        self.unfinished = np.flatnonzero(stopped & (self.cap < self.limit))
+        self.rest = self.submit(self.at[self.unfinished], self.limit)
+
+    def end(self) -> Outcome:
+        """Wait for everything."""
+        self.run_again()
+        if self.rest:
+            rest, self.rest = _together(self.rest), []
+            jax.tree.map(functools.partial(_put, self.unfinished), self.outcome, rest)
+        return self.outcome
+
+
+def _together(tiles: list[Future]) -> Any:
+    parts = [f.result() for f in tiles]
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
 def _put(at: np.ndarray | slice, x: np.ndarray, new: np.ndarray) -> None:
