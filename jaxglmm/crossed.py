@@ -68,7 +68,7 @@ def crossed_value_grad_hess(
     kind = np.repeat(np.arange(len(sizes)), sizes)  # tail block of every column
     tail: SparseTail = cp.tail[0]  # type: ignore[assignment]
 
-    def fn(theta: Array, order: Order) -> tuple[Array, Array, Array]:
+    def fn(theta: Array, order: Order) -> tuple[Array, Array, Array, Order]:
         def leaf(theta):
             Lam = block_factors(theta, layout, order)[0]
             return reduce_levels(Lam, cp.own[0])[1:]
@@ -92,7 +92,7 @@ def crossed_value_grad_hess(
         K = _trace_part(
             theta, A, W, lam, leaf, tail, layout, leaf_theta, tail_theta, sizes
         )
-        return value, grad, hess - K
+        return value, grad, hess - K, order
 
     return fn
 

@@ -224,10 +224,11 @@ def estimate_rows(
     """Fit from rows in inner units; the one program behind both doors."""
     layout = model.layout
     first = start.point
-    frame0 = model.first_frame(start.u, first.beta[0])
+    beta0 = first.beta[0]
     if model.reml:
-        first = first._replace(beta=(first.beta[0][:0], *first.beta[1:]))
+        first = first._replace(beta=(beta0[:0], *first.beta[1:]))
     x0 = model.join(first)
+    frame0 = model.first_frame(x0, start.u, beta0)
     minimum = solve(model, control, data, x0, frame0, max_iter)
     mode = model.mode(minimum.x, minimum.frame, data)
     at = model.at(minimum.x, mode, data)
@@ -406,8 +407,9 @@ def log_lik_rows(
     x = model.join(Point(beta, theta, psi))
     fixed = constant(data)
     u = tuple(jnp.zeros((b.n_levels, b.k), dtype) for b in model.layout.blocks)
-    frame = model.first_frame(u, lax.stop_gradient(first))
-    frame = model.settle(lax.stop_gradient(x), frame, fixed)
+    at = lax.stop_gradient(x)
+    frame = model.first_frame(at, u, lax.stop_gradient(first))
+    frame = model.settle(at, frame, fixed)
     value = volume - 0.5 * model.objective(x, frame, data)
     return jnp.where(frame.left > 1.0, jnp.nan, value)
 

@@ -55,8 +55,8 @@ __all__ = ["value_grad_hess"]
 
 def value_grad_hess(
     model: GeneralizedModel, x: Array, frame: Frame, data: RowData
-) -> tuple[Array, Array, Array]:
-    """Value (), gradient (P,) and Hessian (P, P) at the frame's mode."""
+) -> tuple[Array, Array, Array, Inner]:
+    """Value (), gradient (P,), Hessian (P, P) at the frame's mode, and dv/dx (P, ...)."""
     layout, family, v = model.layout, model.family, frame.inner
     point, factors, eta = model._parts(x, v, frame, data)
     terms = row_terms(eta, point.psi, data, family)
@@ -119,7 +119,7 @@ def value_grad_hess(
     grad = grad_rest + where.pull(omega.grad)
     square = sum(jnp.sum(u**2) for u in v.u)
     value = value - 2.0 * (terms.value + data.base) + square + at.logdet
-    return value, grad, 0.5 * (hess + hess.T) + hess_rest
+    return value, grad, 0.5 * (hess + hess.T) + hess_rest, follow
 
 
 # ---- rows --------------------------------------------------------------------------

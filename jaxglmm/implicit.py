@@ -51,7 +51,7 @@ class Model(Protocol):
         ...
 
     def derivatives(self, data: Any) -> tuple[Any, float | None]:
-        """A function (x, frame) -> value, gradient, Hessian; and a tolerance."""
+        """A function (x, frame) -> value, gradient, Hessian, frame; a tolerance."""
         ...
 
 

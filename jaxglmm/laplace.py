@@ -87,11 +87,16 @@ class Point(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """What x means, the mode that belongs to it, and how much the mode lacks."""
+    """What x means, the mode that belongs to it, and how much the mode lacks.
+
+    ``follow`` (P, ...) is dv/dx where the derivatives were taken last, at x = ``at``.
+    """
 
     order: Order
     inner: Inner
     left: Array
+    at: Array
+    follow: Inner
 
 
 @dataclass(frozen=True)
@@ -133,14 +138,19 @@ class GeneralizedModel:
             return point
         return point._replace(beta=(inner.beta, *point.beta[1:]))
 
-    def first_frame(self, u: Effects, beta: Array) -> Frame:
+    def first_frame(self, x: Array, u: Effects, beta: Array) -> Frame:
         """Effects in the user's order; ``beta`` where REML has it."""
         dtype = beta.dtype
         inner = Inner(u, beta if self.reml else jnp.zeros(0, dtype))
-        return Frame(first_order(self.layout, dtype), inner, jnp.zeros((), dtype))
+        follow = jax.tree.map(
+            lambda v: jnp.zeros((x.shape[0], *v.shape), dtype), inner
+        )
+        order = first_order(self.layout, dtype)
+        return Frame(order, inner, jnp.zeros((), dtype), x, follow)
 
     def reframe(self, x: Array, frame: Frame, data: RowData) -> tuple[Array, Frame]:
         """Larger pivots first, and the mode found."""
+        frame = frame._replace(inner=_predicted(x, frame))
         point = self.split(x, data)
         if self.n_quad > 1:  # the grid belongs to the user's order of effects
             return x, self.settle(x, frame, data)
@@ -152,7 +162,7 @@ class GeneralizedModel:
         u = tuple(jnp.where(moved, 0.0, v) for v in frame.inner.u)
         inner = frame.inner._replace(u=u)
         x = self.join(point._replace(theta=theta))
-        return x, self.settle(x, Frame(order, inner, frame.left), data)
+        return x, self.settle(x, frame._replace(order=order, inner=inner), data)
 
     def settle(self, x: Array, frame: Frame, data: RowData) -> Frame:
         """The frame with the mode that belongs to x, searched from its own."""
@@ -161,7 +171,7 @@ class GeneralizedModel:
         inner, left = find_modes(
             point.beta, factors, point.psi, frame.inner, data, self.layout, self.family
         )
-        return Frame(frame.order, inner, left)
+        return frame._replace(inner=inner, left=left)
 
     # ---- the pieces of (1) and (2) ---------------------------------------------------
 
@@ -225,7 +235,13 @@ class GeneralizedModel:
     def derivatives(self, data: RowData):
         """Value, gradient and Hessian in x by (3)."""
         if self.n_quad == 1 and not self.expected:
-            return lambda x, frame: value_grad_hess(self, x, frame, data), None
+
+
+            def written_out(x, frame):
+                *out, follow = value_grad_hess(self, x, frame, data)
+                return *out, frame._replace(at=x, follow=follow)
+
+            return written_out, None
         layout = self.layout
 
         def fn(x, frame):
@@ -262,7 +278,8 @@ class GeneralizedModel:
 
             follow, by_x, by_v = jax.vmap(column)(jnp.eye(x.shape[0], dtype=x.dtype))
             hess = by_x + _gram(follow, by_v)
-            return value, F_x - g_x, 0.5 * (hess + hess.T)
+            frame = frame._replace(at=x, follow=follow)
+            return value, F_x - g_x, 0.5 * (hess + hess.T), frame
 
         return fn, None
 
@@ -290,6 +307,17 @@ def _gram(a: Inner, b: Inner) -> Array:
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b))
     return sum(
         x.reshape(x.shape[0], -1) @ y.reshape(y.shape[0], -1).T for x, y in pairs
+    )
+
+
+def _predicted(x: Array, frame: Frame) -> Inner:
+    """The mode at x to first order in a short step, and else where it was."""
+    step = x - frame.at
+    step = jnp.where(jnp.sum(step**2) <= 1.0, step, 0.0)
+    return jax.tree.map(
+        lambda v, slope: v + jnp.tensordot(step, slope, axes=1),
+        frame.inner,
+        frame.follow,
     )
 
 

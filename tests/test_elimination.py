@@ -235,9 +235,8 @@ def both_hessians(theta, reml, design):
         return profiled_objective(theta, cp, layout, reml, order)
 
     at = repivot(theta, first_order(layout, theta.dtype), layout)
-    return crossed_value_grad_hess(cp, layout, reml)(*at), value_grad_hess(objective)(
-        *at
-    )
+    closed = crossed_value_grad_hess(cp, layout, reml)(*at)
+    return closed[:3], value_grad_hess(objective)(*at)[:3]
 
 
 @pytest.mark.parametrize("leaf", [1, 2])

@@ -16,13 +16,13 @@ __all__ = ["Minimum", "iteration_limit", "minimize", "value_grad_hess"]
 
 
 def value_grad_hess(objective):
-    """Value, gradient and Hessian in x of a function, forward over reverse."""
+    """Value, gradient and Hessian in x of a function, forward over reverse; frame."""
 
     def fn(x, frame=()):
         value_and_grad = jax.value_and_grad(lambda x: objective(x, frame))
         (value, grad), along = jax.linearize(value_and_grad, x)
         _, hess = jax.vmap(along)(jnp.eye(x.shape[0], dtype=x.dtype))
-        return value, grad, hess
+        return value, grad, hess, frame
 
     return fn
 
@@ -39,8 +39,8 @@ def minimize(
 ) -> Minimum:
     """Minimize with the optimizer that ``control.optimizer`` names or is.
 
-    ``fn`` gives value, gradient and Hessian where a better way than differentiating
-    the objective is known; ``tol`` is a default for ``control.tol``; ``max_iter`` (),
+    ``fn`` gives value, gradient, Hessian and frame where a better way than
+    differentiating the objective is known; ``tol`` is a default for ``control.tol``; ``max_iter`` (),
     which may be traced, goes before ``control.max_iter``.
     """
     fn = value_grad_hess(objective) if fn is None else fn

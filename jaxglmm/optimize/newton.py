@@ -138,7 +138,7 @@ class _State(NamedTuple):
 
 
 def minimize_newton(
-    fn: Callable[[Array, Any], tuple[Array, Array, Array]],
+    fn: Callable[[Array, Any], tuple[Array, Array, Array, Any]],
     x0: Array,
     *,
     max_iter: int | Array = 50,
@@ -151,8 +151,9 @@ def minimize_newton(
 
     Parameters
     ----------
-    fn : callable, ((m,), frame) -> value (), gradient (m,), Hessian (m, m)
-        Parameters should be of comparable, unit-like scale.
+    fn : callable, ((m,), frame) -> value (), gradient (m,), Hessian (m, m), frame
+        Parameters should be of comparable, unit-like scale. The frame that it returns
+        belongs to the same coordinates, and may hold what was learnt on the way.
     x0 : Array, (m,)
         Start.
     max_iter : int or Array, ()
@@ -177,7 +178,7 @@ def minimize_newton(
     --------
     >>> import jax, jax.numpy as jnp
     >>> f = lambda x: jnp.sum((x - 1.0) ** 4 + x**2)
-    >>> fn = lambda x, frame: (f(x), jax.grad(f)(x), jax.hessian(f)(x))
+    >>> fn = lambda x, frame: (f(x), jax.grad(f)(x), jax.hessian(f)(x), frame)
     >>> bool(minimize_newton(fn, jnp.zeros(2)).status == 0)
     True
     """
@@ -188,8 +189,7 @@ def minimize_newton(
     def body(s: _State) -> _State:
         start = s.n_iter == 0
         trial, frame = reframe(s.trial, s.frame)
-        evaluated = fn(trial, frame)
-        now, accept, finite = _take(s, trial, frame, evaluated, eps)
+        now, accept, finite = _take(s, trial, fn(trial, frame), eps)
         step = curvature_step(
             now.x, now.grad, now.hess, now.radius, now.value, now.basis
         )
@@ -250,10 +250,10 @@ def _first(x0: Array, frame: Any, radius: float) -> _State:
 
 
 def _take(
-    s: _State, trial: Array, frame: Any, evaluated, eps: float
+    s: _State, trial: Array, evaluated, eps: float
 ) -> tuple[_State, Array, Array]:
     """Take the trial point or leave it, and set the trust radius by how it went."""
-    value, grad, hess = evaluated
+    value, grad, hess, frame = evaluated
     finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(grad))
     finite = finite & jnp.all(jnp.isfinite(hess))
     start = s.n_iter == 0

@@ -81,7 +81,7 @@ def _is_transformation(x: Any) -> bool:
 
 def minimize_optax(
     objective: Callable[[Array, Any], Array],
-    value_grad_hess: Callable[[Array, Any], tuple[Array, Array, Array]],
+    value_grad_hess: Callable[[Array, Any], tuple[Array, Array, Array, Any]],
     x0: Array,
     optimizer: Any,
     max_iter: int | Array,
@@ -104,7 +104,7 @@ def minimize_optax(
         x, frame = reframe(s.x, s.frame)
         last = _run(objective, transform, x, frame, s.n_iter, max_iter, stop)
         x, frame = reframe(last.x, frame)
-        value, grad, hess = value_grad_hess(x, frame)
+        value, grad, hess, frame = value_grad_hess(x, frame)
         eye = jnp.eye(x.shape[0], dtype=x.dtype)
         at = curvature_step(x, grad, hess, jnp.asarray(1.0, x.dtype), value, eye)
         status = _judge(at, value, grad, last.n_iter >= max_iter, enough)
