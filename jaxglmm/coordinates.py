@@ -81,19 +81,30 @@ def first_order(layout: Layout, dtype) -> Order:
     )
 
 
-def repivot(x: Array, order: Order, layout: Layout) -> tuple[Array, Order]:
-    """The same Q in coordinates whose larger pivots come first."""
+def repivot(
+    x: Array, order: Order, layout: Layout
+) -> tuple[Array, Order, tuple[Array | None, ...]]:
+    """The same Q in coordinates whose larger pivots come first.
+
+    For every term that has an order, Lambda was multiplied by the orthogonal matrix
+    (k, k) that comes third, so spherical effects become u times this.
+    """
     parts: list[Array] = []
     orders: list[Array | None] = []
+    turns: list[Array | None] = []
     for t, (L, P) in enumerate(zip(_term_factors(x, layout), order)):
+        turn = None
         if P is not None:
-            none = jnp.zeros(L.shape[0], bool)
-            for j in range(L.shape[0] - 1):
+            k = L.shape[0]
+            none, turn = jnp.zeros(k, bool), jnp.eye(k, dtype=L.dtype)
+            for j in range(k - 1):
                 swap = _exchange(L, j)
-                (L, _), P = _reflect(swap @ L, j, none), swap @ P
+                both, _ = _reflect(jnp.concatenate([swap @ L, turn]), j, none)
+                L, turn, P = both[:k], both[k:], swap @ P
         parts.append(_parameters(t, L, x, layout, P))
         orders.append(P)
-    return jnp.concatenate(parts), tuple(orders)
+        turns.append(turn)
+    return jnp.concatenate(parts), tuple(orders), tuple(turns)
 
 
 def canonical(x: Array, order: Order, layout: Layout) -> Array:
@@ -178,11 +189,13 @@ def _lower(Lam: Array) -> Array:
 def _reflect(L: Array, j: int, spare: Array, tiny: float = 0.0) -> tuple[Array, Array]:
     """Turn the columns j, j + 1, ... and the spare ones so that row j ends in column j.
 
+    L (k or more, k) may have rows that only turn with the others.
+
     A reflection times -1 on column j, so that a row which ends there already stays as
     it is, to first order too. A row no longer than ``tiny`` is zero; its column is then
     spare for the rows below.
     """
-    k = L.shape[0]
+    k = L.shape[1]
     free = (jnp.arange(k) >= j) | spare
     here = jnp.arange(k) == j
     r = jnp.where(free, L[j], 0.0)

@@ -98,19 +98,18 @@ def value_grad_hess(
     b = tuple(jnp.einsum("pjk,lk->pjl", u, Lam) for u, Lam in zip(follow.u, factors))
     change = jax.vmap(lambda b, beta: _predictors(b, beta, data, model))(b, follow.beta)
     r = r.at[:, :, :n_eta].add(change)
-    s = jnp.sum(slopes.score[None] * r[:, :, None, :], axis=3)
     W = jnp.sum(slopes.W[None] * r[:, :, None, None, :], axis=4)
     h_moved, L_moved = jax.vmap(linear)(W, moved)
     zeta_moved = where.predictors(multiplier.u)
     turn = jnp.sum(omega.hess[None] * r[:, :, None, :], axis=3)
-    turn = turn + jnp.sum(slopes.score[None] * zeta_moved[..., None], axis=2)
+    turn = turn + 2.0 * jnp.sum(slopes.score[None] * zeta_moved[..., None], axis=2)
     turn = turn + jnp.sum(slopes.W[None] * h_moved[..., None], axis=(2, 3))
 
-    hess = _gram(r, turn) + _gram(zeta_moved, s)
+    # what comes twice, transposed, is put in two times and made symmetric at the end
+    hess = _gram(r, turn)
     for u, Lam, L_b, g in zip(follow.u, moved, L_moved, G):
         hess = hess + 2.0 * _gram(u, u) + _gram(Lam, L_b)
-        cross = _gram(Lam, jnp.einsum("jk,pjl->pkl", g, u))
-        hess = hess + cross + cross.T
+        hess = hess + 2.0 * _gram(Lam, jnp.einsum("jk,pjl->pkl", g, u))
     Psi = tuple(
         g.T @ u + z.T @ m + dL
         for g, u, z, m, dL in zip(G, v.u, scores, multiplier.u, L)

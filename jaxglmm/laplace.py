@@ -154,13 +154,8 @@ class GeneralizedModel:
         point = self.split(x, data)
         if self.n_quad > 1:  # the grid belongs to the user's order of effects
             return x, self.settle(x, frame, data)
-        theta, order = repivot(point.theta, frame.order, self.layout)
-        moved = jnp.zeros((), bool)
-        for new, old in zip(order, frame.order):
-            if new is not None and old is not None:
-                moved = moved | jnp.any(new != old)
-        u = tuple(jnp.where(moved, 0.0, v) for v in frame.inner.u)
-        inner = frame.inner._replace(u=u)
+        theta, order, turns = repivot(point.theta, frame.order, self.layout)
+        inner = frame.inner._replace(u=_turned(frame.inner.u, turns, self.layout))
         x = self.join(point._replace(theta=theta))
         return x, self.settle(x, frame._replace(order=order, inner=inner), data)
 
@@ -319,6 +314,19 @@ def _predicted(x: Array, frame: Frame) -> Inner:
         frame.inner,
         frame.follow,
     )
+
+
+def _turned(u: Effects, turns, layout: Layout) -> Effects:
+    """Spherical effects (J, K) of every block in the new coordinates of its terms."""
+    out = []
+    for block, v in zip(layout.blocks, u):
+        parts, start = [], 0
+        for t in block.terms:
+            part = v[:, start : start + layout.term_k[t]]
+            parts.append(part if turns[t] is None else part @ turns[t])
+            start += layout.term_k[t]
+        out.append(jnp.concatenate(parts, axis=1) if parts[1:] else parts[0])
+    return tuple(out)
 
 
 def in_user_units(point: Point, units) -> Params:

@@ -70,7 +70,7 @@ class LinearModel:
 
     def reframe(self, x: Array, frame: Order, data: Data) -> tuple[Array, Order]:
         """Larger pivots first."""
-        return repivot(x, frame, self.layout)
+        return repivot(x, frame, self.layout)[:2]
 
     def derivatives(self, data: Data):
         """The closed form for large crossed designs."""

@@ -46,7 +46,7 @@ from jaxglmm.typing import Array
 __all__ = ["default_start", "moment_start", "relative_covariances", "theta_near"]
 
 _RANGE = (0.1, 100.0)  # of a starting relative standard deviation, in inner units
-_RANGE_LINK = (0.3, 10.0)  # on the scale of a linear predictor
+_RANGE_LINK = (0.1, 10.0)  # on the scale of a linear predictor
 _CORRELATION = 0.9  # the largest at a start
 _RIDGE = 1e-9  # relative; keeps confounded variances apart
 _MOST_EFFECTS = 8  # of one grouping factor; with more the default start is good enough
