@@ -90,7 +90,7 @@ def first_point(
     fixed = theta is not None
     usual = jnp.asarray(default_start(layout), beta.dtype)
     theta = usual if theta is None else lax.stop_gradient(theta)
-    if family.n_eta == 1 and family.n_own == 0 and family.has_information:
+    if model.starts_near:
         theta, (u, beta) = _quasi(model, data, theta, Inner(u, beta), fixed)
     return Start(Point((beta, *others), theta, psi), u)
 

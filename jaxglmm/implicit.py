@@ -54,6 +54,11 @@ class Model(Protocol):
         """A function (x, frame) -> value, gradient, Hessian, frame; a tolerance."""
         ...
 
+    @property
+    def radius(self) -> float:
+        """How far from the start the optimizer may go at first."""
+        ...
+
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def solve(
@@ -79,8 +84,8 @@ def solve(
 
     fn, tol = model.derivatives(data)
     return minimize(
-        objective, x0, control, fn, tol=tol, frame=frame0, reframe=reframe,
-        max_iter=max_iter,
+        objective, x0, control, fn, tol=tol, radius=model.radius, frame=frame0,
+        reframe=reframe, max_iter=max_iter,
     )  # fmt: skip
 
 

@@ -115,6 +115,17 @@ class GeneralizedModel:
     reml: bool = False
     prior: Callable[[Params], Array] | None = None
 
+    @property
+    def starts_near(self) -> bool:
+        """Whether glmstarts.py has a start near the optimum."""
+        family = self.family
+        return family.n_eta == 1 and family.n_own == 0 and family.has_information
+
+    @property
+    def radius(self) -> float:
+        """How far from the start the optimizer may go at first."""
+        return 0.5 if self.starts_near else 2.0
+
     def split(self, x: Array, data: RowData) -> Point:
         """Take x (beta, theta, psi) apart."""
         sizes = [X.shape[1] for X in data.X]

@@ -72,6 +72,11 @@ class LinearModel:
         """Larger pivots first."""
         return repivot(x, frame, self.layout)[:2]
 
+    @property
+    def radius(self) -> float:
+        """How far from the start the optimizer may go at first."""
+        return 2.0
+
     def derivatives(self, data: Data):
         """The closed form for large crossed designs."""
         cp, reml, sigma2 = data

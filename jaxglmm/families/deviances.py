@@ -176,6 +176,12 @@ def log_rising(k: Array, log_a: Array) -> Array:
 # ---- half deviances ------------------------------------------------------------------
 
 
+def _exp_rest(t: Array) -> Array:
+    """exp(t) - 1 - t for t within 1/2, by its series."""
+    terms = np.array([1.0 / math.factorial(k) for k in range(2, 17)])
+    return t * t * _horner(terms, t)
+
+
 def exp_excess(t: Array, log_c: Array) -> Array:
     """Excess c (exp(t) - 1 - t), c = exp(log_c), without overflow of c exp(t)."""
     return _exp_excess(t, log_c, 0, 0)
@@ -290,8 +296,11 @@ def _fourth_slope(eta: Array) -> Array:
 @jax.custom_jvp
 def poisson_half_deviance(y: Array, log_mu: Array) -> Array:
     """Half the Poisson deviance, y log(y / mu) - y + mu."""
-    log_y = jnp.log(jnp.where(y > 0, y, 1.0))
-    return jnp.where(y > 0, exp_excess(log_mu - log_y, log_y), safe_exp(log_mu))
+    t = log_mu - jnp.log(jnp.where(y > 0, y, 1.0))
+    near = (y > 0) & (jnp.abs(t) < 0.5)
+    mu = safe_exp(log_mu)
+    far = jnp.where(y > 0, mu - y * (1.0 + t), mu)
+    return jnp.where(near, y * _exp_rest(jnp.where(near, t, 0.0)), far)
 
 
 @partial(poisson_half_deviance.defjvp, symbolic_zeros=True)

@@ -35,13 +35,15 @@ def iteration_limit(control) -> int:
 
 
 def minimize(
-    objective, x0, control, fn=None, *, tol=None, frame=(), reframe=stay, max_iter=None
+    objective, x0, control, fn=None, *, tol=None, radius=2.0, frame=(), reframe=stay,
+    max_iter=None,
 ) -> Minimum:
     """Minimize with the optimizer that ``control.optimizer`` names or is.
 
     ``fn`` gives value, gradient, Hessian and frame where a better way than
-    differentiating the objective is known; ``tol`` is a default for ``control.tol``; ``max_iter`` (),
-    which may be traced, goes before ``control.max_iter``.
+    differentiating the objective is known; ``tol`` is a default for ``control.tol``,
+    ``radius`` the first trust radius of Newton's method; ``max_iter`` (), which may be
+    traced, goes before ``control.max_iter``.
     """
     fn = value_grad_hess(objective) if fn is None else fn
     tol = control.tol if control.tol is not None else tol
@@ -49,8 +51,9 @@ def minimize(
         max_iter = iteration_limit(control)
     if control.optimizer == "newton":
         return minimize_newton(
-            fn, x0, max_iter=max_iter, tol=tol, frame=frame, reframe=reframe
-        )
+            fn, x0, max_iter=max_iter, tol=tol, radius=radius, frame=frame,
+            reframe=reframe,
+        )  # fmt: skip
     from jaxglmm.optimize.optax_loop import minimize_optax
 
     return minimize_optax(
