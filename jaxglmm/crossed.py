@@ -61,7 +61,7 @@ def applies(cp: CrossProducts, layout: Layout) -> bool:
 
 def crossed_value_grad_hess(
     cp: CrossProducts, layout: Layout, reml: Array, sigma2: Array | None = None
-) -> Callable[[Array, Order], tuple[Array, Array, Array]]:
+) -> Callable[[Array, Order], tuple[Array, Array, Array, Order]]:
     """Function (theta (m,), order) -> value (), gradient (m,), Hessian (m, m)."""
     leaf_theta, tail_theta = _theta_positions(layout)
     sizes = [b.size for b in layout.tail]

@@ -53,7 +53,7 @@ __all__ = ["Start", "first_point"]
 
 _ROUNDS = 3
 _NEAR = 0.05  # relative change of every standard deviation at which they end
-_MODE_TOL = 0.1  # Newton decrement of a mode
+_MODE_TOL = 1.0  # Newton decrement of a mode
 _MODE_ITER = 10
 _MOST_EFFECTS = 8  # of a term; one with more starts at unit variances
 

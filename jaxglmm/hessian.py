@@ -6,15 +6,17 @@ directions D_a = (e_a, dv/dx_a). With r_i = (eta_i, psi) (Q,) of row i, its scor
 s (R,) and information W (R, R) = -ds/deta, zeta = Z Lambda lambda and
 h = d log|M| / dW, P is made of
 
-    omega_i(r_i) = -2 l_i + s_i' zeta_i + <h_i, W_i>         zeta and h held fixed    (1)
+    omega_i(r_i) = -2 l_i + s_i' zeta_i + <h_i, W_i>        zeta and h held fixed    (1)
     eta = offset + X beta + Z Lambda u,       zeta,        log|M|(W, Lambda),
 
-and with dots for derivatives along D_a or D_b and G = Z' domega/deta, its Hessian is
+and with the derivatives of r, u, Lambda, ... along D_a and D_b so named, its Hessian
+is, with G = Z' domega/deta,
 
-    sum_i r_a' (omega'' r_b + s_r' zeta_b + W_r' h_b) + zeta_a' s_r r_b
-      + 2 u_a' u_b + <Lambda_a, L_b> + <G, Lambda_a u_b + Lambda_b u_a> + <Psi, Lambda_ab>,
-    L = d log|M| / dLambda,       Psi = G'u + (Z's)'lambda + L.                       (2)
+    sum_i r_a' (omega'' r_b + 2 s_r' zeta_b + W_r' h_b)
+      + 2 u_a' u_b + <Lambda_a, L_b> + 2 <G, Lambda_a u_b> + <Psi, Lambda_ab>,       (2)
+    L = d log|M| / dLambda,      Psi = G'u + (Z's)'lambda + L,
 
+made symmetric, since two terms stand for themselves and their transposes.
 (h_b, L_b) is the one linearization of the elimination; everything by row is arithmetic
 on the derivatives of l_i, and no sum over rows is taken back from effects to rows.
 The gradient is (X' domega/deta, dLambda/dtheta' Psi, sum_i domega_i/dpsi).
@@ -56,7 +58,7 @@ __all__ = ["value_grad_hess"]
 def value_grad_hess(
     model: GeneralizedModel, x: Array, frame: Frame, data: RowData
 ) -> tuple[Array, Array, Array, Inner]:
-    """Value (), gradient (P,), Hessian (P, P) at the frame's mode, and dv/dx (P, ...)."""
+    """Value (), gradient (P,), Hessian (P, P) at the frame's mode; dv/dx (P, ...)."""
     layout, family, v = model.layout, model.family, frame.inner
     point, factors, eta = model._parts(x, v, frame, data)
     terms = row_terms(eta, point.psi, data, family)
@@ -91,9 +93,7 @@ def value_grad_hess(
     r = where.rows(v.u)
     s = jnp.sum(slopes.score[None] * r[:, :, None, :], axis=3)
     right = jax.vmap(lambda s: _pulled(s, factors, data, model))(s)
-    turned = tuple(
-        jnp.einsum("jk,pkl->pjl", z, Lam) for z, Lam in zip(scores, moved)
-    )
+    turned = tuple(jnp.einsum("jk,pkl->pjl", z, Lam) for z, Lam in zip(scores, moved))
     follow = jax.vmap(solve)(right._replace(u=_add(right.u, turned, 1.0)))
     b = tuple(jnp.einsum("pjk,lk->pjl", u, Lam) for u, Lam in zip(follow.u, factors))
     change = jax.vmap(lambda b, beta: _predictors(b, beta, data, model))(b, follow.beta)
@@ -105,7 +105,6 @@ def value_grad_hess(
     turn = turn + 2.0 * jnp.sum(slopes.score[None] * zeta_moved[..., None], axis=2)
     turn = turn + jnp.sum(slopes.W[None] * h_moved[..., None], axis=(2, 3))
 
-    # what comes twice, transposed, is put in two times and made symmetric at the end
     hess = _gram(r, turn)
     for u, Lam, L_b, g in zip(follow.u, moved, L_moved, G):
         hess = hess + 2.0 * _gram(u, u) + _gram(Lam, L_b)
@@ -157,7 +156,7 @@ def _kernel(y: Array, w: Array, family: Family, n_eta: int):
 
 
 def _rows(eta: Array, psi: Array) -> Array:
-    """r (n, Q) of every row."""
+    """The r (n, Q) of all rows."""
     if not psi.shape[0]:
         return eta
     own = jnp.broadcast_to(psi[None], (eta.shape[0], psi.shape[0]))

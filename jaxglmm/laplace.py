@@ -153,9 +153,7 @@ class GeneralizedModel:
         """Effects in the user's order; ``beta`` where REML has it."""
         dtype = beta.dtype
         inner = Inner(u, beta if self.reml else jnp.zeros(0, dtype))
-        follow = jax.tree.map(
-            lambda v: jnp.zeros((x.shape[0], *v.shape), dtype), inner
-        )
+        follow = jax.tree.map(lambda v: jnp.zeros((x.shape[0], *v.shape), dtype), inner)
         order = first_order(self.layout, dtype)
         return Frame(order, inner, jnp.zeros((), dtype), x, follow)
 
@@ -241,7 +239,6 @@ class GeneralizedModel:
     def derivatives(self, data: RowData):
         """Value, gradient and Hessian in x by (3)."""
         if self.n_quad == 1 and not self.expected:
-
 
             def written_out(x, frame):
                 *out, follow = value_grad_hess(self, x, frame, data)

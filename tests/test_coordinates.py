@@ -40,23 +40,25 @@ def covariances(factors):
 
 @jax.jit
 def moved(theta):
-    """Pivoted coordinates, those of theta again, and Q in all three."""
-    x, order = repivot(theta, first_order(LAYOUT, theta.dtype), LAYOUT)
+    """Pivoted coordinates, those of theta again, Q in all three, and how L turned."""
+    x, order, turns = repivot(theta, first_order(LAYOUT, theta.dtype), LAYOUT)
     back = canonical(x, order, LAYOUT)
     factors = [
         block_factors(theta, LAYOUT),
         block_factors(x, LAYOUT, order),
         block_factors(back, LAYOUT),
     ]
-    return x, order, back, factors[-1], [covariances(f) for f in factors]
+    turned = (factors[0][0][:3, :3] @ turns[0], factors[1][0][:3, :3])
+    return x, order, back, factors[-1], [covariances(f) for f in factors], turned
 
 
 @pytest.mark.parametrize("name", THETAS)
 def test_coordinates_keep_q_and_put_large_pivots_first(name):
     theta = np.array(THETAS[name])
-    x, _, back, factors, (expected, pivoted, again) = jax.tree.map(
+    x, _, back, factors, (expected, pivoted, again), turned = jax.tree.map(
         np.asarray, moved(theta)
     )
+    np.testing.assert_allclose(*turned, atol=1e-14)
     for Q, other in zip(expected, pivoted):
         np.testing.assert_allclose(other, Q, atol=1e-14)
     pivots = np.abs([x[0], x[3], x[5]])
@@ -81,7 +83,7 @@ def test_repivoting_leaves_a_good_order_alone():
 def test_derivatives_in_theta_follow_the_chain_rule():
     """At a stationary point the Hessian in theta is that of f itself."""
     theta = np.array(THETAS["inside"])
-    x, order, *_, (at, _, _) = moved(theta)
+    x, order, *_, (at, _, _), _ = moved(theta)
     assert not np.allclose(order[0], np.eye(3))
 
     def f(x, order):

@@ -234,7 +234,7 @@ def both_hessians(theta, reml, design):
     def objective(theta, order):
         return profiled_objective(theta, cp, layout, reml, order)
 
-    at = repivot(theta, first_order(layout, theta.dtype), layout)
+    at = repivot(theta, first_order(layout, theta.dtype), layout)[:2]
     closed = crossed_value_grad_hess(cp, layout, reml)(*at)
     return closed[:3], value_grad_hess(objective)(*at)[:3]
 

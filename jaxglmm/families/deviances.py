@@ -19,8 +19,8 @@ a function of t = log theta and d = log(mu / theta), has with A, B of ``special`
     K_y = log(y / mu) - log((y + theta) / (mu + theta)).
 
 These are differences of terms of the size of y and mu, so that scores are accurate to
-rounding of y, as y - mu itself is. That of a proportion y with p = sigmoid(eta), q = 1 - p
-and v = p q has
+rounding of y, as y - mu itself is. That of a proportion y with p = sigmoid(eta),
+q = 1 - p and v = p q has
 
     K_1 = (1 - y) p - y q,    K_2 = v,    K_3 = v (q - p),    K_4 = v (1 - 6 v)      (5)
 

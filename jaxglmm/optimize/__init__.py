@@ -35,7 +35,15 @@ def iteration_limit(control) -> int:
 
 
 def minimize(
-    objective, x0, control, fn=None, *, tol=None, radius=2.0, frame=(), reframe=stay,
+    objective,
+    x0,
+    control,
+    fn=None,
+    *,
+    tol=None,
+    radius=2.0,
+    frame=(),
+    reframe=stay,
     max_iter=None,
 ) -> Minimum:
     """Minimize with the optimizer that ``control.optimizer`` names or is.
