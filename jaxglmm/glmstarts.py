@@ -40,10 +40,13 @@ from jaxglmm.modes import (
     Inner,
     RowData,
     curvature,
+    curved,
     effects,
     find_modes,
     linear_predictors,
+    pulled,
     row_terms,
+    solve_inner,
 )
 from jaxglmm.plan import Layout
 from jaxglmm.starts import default_start, theta_near
@@ -91,8 +94,28 @@ def first_point(
     usual = jnp.asarray(default_start(layout), beta.dtype)
     theta = usual if theta is None else lax.stop_gradient(theta)
     if model.starts_near:
-        theta, (u, beta) = _quasi(model, data, theta, Inner(u, beta), fixed)
+        first = _from_response(model, data, theta, eta, Inner(u, beta))
+        theta, (u, beta) = _quasi(model, data, theta, first, fixed)
     return Start(Point((beta, *others), theta, psi), u)
+
+
+def _from_response(
+    model: GeneralizedModel, data: RowData, theta: Array, eta: Array, plain: Inner
+) -> Inner:
+    """Mode of effects and beta where rows are as normal as they are at ``eta`` (n,).
+
+    eta lies near the response, so this is a Newton step from there and not from zero
+    effects. ``plain`` is kept where it leads nowhere.
+    """
+    layout = model.layout
+    factors, psi = block_factors(theta, layout), jnp.zeros(0, theta.dtype)
+    terms = row_terms(eta[:, None], psi, data, model.family)
+    at = curved(terms.W, factors, data, layout, True)
+    rows = terms.score + terms.W[:, 0] * (eta - data.offset[0])[:, None]
+    right = pulled(rows, factors, data, layout, True)
+    inner = solve_inner(right, at, factors, data, layout)
+    fine = _is_finite(inner) & jnp.isfinite(at.logdet)
+    return jax.tree.map(lambda a, b: jnp.where(fine, a, b), inner, plain)
 
 
 def _quasi(

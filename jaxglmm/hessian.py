@@ -43,6 +43,7 @@ from jaxglmm.modes import (
     effects,
     gather,
     over_rows,
+    pulled,
     random_part,
     row_terms,
     solve_inner,
@@ -79,8 +80,8 @@ def value_grad_hess(
     # lambda, and with it the function of every row
     n_eta = eta.shape[1]
     by_eta = -2.0 * terms.score + jnp.einsum("nrs,nrsq->nq", h, slopes.W)[:, :n_eta]
-    pulled = _pulled(by_eta, factors, data, model)
-    multiplier = solve(pulled._replace(u=_add(pulled.u, v.u, 2.0)))
+    slope = pulled(by_eta, factors, data, layout, model.reml)
+    multiplier = solve(slope._replace(u=_add(slope.u, v.u, 2.0)))
     b_multiplier = effects(multiplier.u, factors)
     zeta = _predictors(b_multiplier, multiplier.beta, data, model)
     omega = _omega(eta, point.psi, zeta, h, data, family)
@@ -92,7 +93,7 @@ def value_grad_hess(
     moved = where.factors
     r = where.rows(v.u)
     s = jnp.sum(slopes.score[None] * r[:, :, None, :], axis=3)
-    right = jax.vmap(lambda s: _pulled(s, factors, data, model))(s)
+    right = jax.vmap(lambda s: pulled(s, factors, data, layout, model.reml))(s)
     turned = tuple(jnp.einsum("jk,pkl->pjl", z, Lam) for z, Lam in zip(scores, moved))
     follow = jax.vmap(solve)(right._replace(u=_add(right.u, turned, 1.0)))
     b = tuple(jnp.einsum("pjk,lk->pjl", u, Lam) for u, Lam in zip(follow.u, factors))
@@ -194,14 +195,6 @@ def _predictors(b: Effects, beta: Array, data: RowData, model) -> Array:
     if model.reml:
         parts[0] = parts[0] + data.X[0] @ beta
     return jnp.stack(parts, axis=1)
-
-
-def _pulled(rows: Array, factors, data: RowData, model) -> Inner:
-    """Lambda' Z' rows, with REML X' rows too, for rows (n, R)."""
-    sums = gather(rows, data, model.layout)
-    u = tuple(m @ Lam for m, Lam in zip(sums, factors))
-    beta = rows[:, 0] @ data.X[0] if model.reml else jnp.zeros(0, rows.dtype)
-    return Inner(u, beta)
 
 
 def _add(a: Effects, b: Effects, times: float) -> Effects:

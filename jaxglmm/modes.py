@@ -54,6 +54,7 @@ __all__ = [
     "inner_dot",
     "linear_predictors",
     "over_rows",
+    "pulled",
     "random_part",
     "row_scores",
     "row_terms",
@@ -201,6 +202,15 @@ def gather(rows: Array, data: RowData, layout: Layout) -> Effects:
     return tuple(out)
 
 
+def pulled(
+    rows: Array, factors: tuple[Array, ...], data: RowData, layout: Layout, reml: bool
+) -> Inner:
+    """Lambda' Z' rows, with REML X' rows too, for rows (n, R)."""
+    sums = gather(rows, data, layout)
+    beta = rows[:, 0] @ data.X[0] if reml else jnp.zeros(0, rows.dtype)
+    return Inner(tuple(m @ Lam for m, Lam in zip(sums, factors)), beta)
+
+
 def gradient(
     inner: Inner,
     score: Array,
@@ -209,11 +219,8 @@ def gradient(
     layout: Layout,
 ) -> Inner:
     """Gradient g of -h in what is integrated out, equation (2)."""
-    moved = gather(score, data, layout)
-    u = tuple(v - m @ Lam for v, m, Lam in zip(inner.u, moved, factors))
-    if not inner.beta.shape[0]:
-        return Inner(u, inner.beta)
-    return Inner(u, -(score[:, 0] @ data.X[0]))
+    moved = pulled(score, factors, data, layout, inner.beta.shape[0] > 0)
+    return Inner(tuple(v - m for v, m in zip(inner.u, moved.u)), -moved.beta)
 
 
 def effects(u: Effects, factors: tuple[Array, ...]) -> Effects:
