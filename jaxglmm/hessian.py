@@ -4,21 +4,22 @@ For x = (beta, theta, psi) and what is integrated out v = (u, with REML beta), e
 (3) of laplace.py needs the second derivatives of P(x, v) = F - lambda'g along the P
 directions D_a = (e_a, dv/dx_a). With r_i = (eta_i, psi) (Q,) of row i, its score
 s (R,) and information W (R, R) = -ds/deta, zeta = Z Lambda lambda and
-h = d log|M| / dW, P is made of
+h = d log|M| / dW by way of C = Z'WZ, P is made of
 
     omega_i(r_i) = -2 l_i + s_i' zeta_i + <h_i, W_i>        zeta and h held fixed    (1)
-    eta = offset + X beta + Z Lambda u,       zeta,        log|M|(W, Lambda),
+    eta = offset + X beta + Z Lambda u,       zeta,        log|M|(C, Lambda),
 
 and with the derivatives of r, u, Lambda, ... along D_a and D_b so named, its Hessian
 is, with G = Z' domega/deta,
 
-    sum_i r_a' (omega'' r_b + 2 s_r' zeta_b + W_r' h_b)
-      + 2 u_a' u_b + <Lambda_a, L_b> + 2 <G, Lambda_a u_b> + <Psi, Lambda_ab>,       (2)
-    L = d log|M| / dLambda,      Psi = G'u + (Z's)'lambda + L,
+    sum_i r_a' (omega'' r_b + 2 s_r' zeta_b) + 2 u_a' u_b + 2 <G, Lambda_a u_b>
+      + <C_a, N_b> + <Lambda_a, L_b> + <Psi, Lambda_ab>,                             (2)
+    N = d log|M| / dC,     L = d log|M| / dLambda,     Psi = G'u + (Z's)'lambda + L,
 
 made symmetric, since two terms stand for themselves and their transposes.
-(h_b, L_b) is the one linearization of the elimination; everything by row is arithmetic
-on the derivatives of l_i, and no sum over rows is taken back from effects to rows.
+(N_b, L_b) is the one linearization of the elimination, and stays with the levels; what
+is done by row is arithmetic on the derivatives of l_i. With REML log|M| depends on W in
+other ways too: W stands beside C then.
 The gradient is (X' domega/deta, dLambda/dtheta' Psi, sum_i domega_i/dpsi).
 
 Rows are (n, ...), directions (P, ...), effects of a block (J, K).
@@ -34,13 +35,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxglmm.coordinates import block_factors
+from jaxglmm.crossproducts import CrossProducts
 from jaxglmm.elimination import Effects
 from jaxglmm.families import Family
 from jaxglmm.modes import (
     Inner,
     RowData,
-    curved,
+    curvature,
     effects,
+    eliminated,
     gather,
     over_rows,
     pulled,
@@ -65,14 +68,22 @@ def value_grad_hess(
     terms = row_terms(eta, point.psi, data, family)
     slopes = _slopes(eta, point.psi, data, family)
 
-    def determinant(W, factors):
-        def logdet(W, factors):
-            at = curved(W, factors, data, layout, model.reml)
+    def sums(W):
+        C = _numbers(curvature(W, data, layout))
+        return (*C, W) if model.reml else C
+
+    def determinant(C, factors):
+        def logdet(C, factors):
+            W = C[-1] if model.reml else terms.W
+            cp = _with_numbers(curvature(terms.W, data, layout), C)
+            at = eliminated(cp, W, factors, data, layout, model.reml)
             return at.logdet, at
 
-        return jax.grad(logdet, (0, 1), has_aux=True)(W, factors)
+        return jax.grad(logdet, (0, 1), has_aux=True)(C, factors)
 
-    (h, L), linear, at = jax.linearize(determinant, terms.W, factors, has_aux=True)
+    C, back = jax.vjp(sums, terms.W)
+    (N, L), linear, at = jax.linearize(determinant, C, factors, has_aux=True)
+    (h,) = back(N)
 
     def solve(right: Inner) -> Inner:
         return solve_inner(right, at, factors, data, layout)
@@ -100,13 +111,15 @@ def value_grad_hess(
     change = jax.vmap(lambda b, beta: _predictors(b, beta, data, model))(b, follow.beta)
     r = r.at[:, :, :n_eta].add(change)
     W = jnp.sum(slopes.W[None] * r[:, :, None, None, :], axis=4)
-    h_moved, L_moved = jax.vmap(linear)(W, moved)
+    C_moved = jax.vmap(sums)(W)
+    N_moved, L_moved = jax.vmap(linear)(C_moved, moved)
     zeta_moved = where.predictors(multiplier.u)
     turn = jnp.sum(omega.hess[None] * r[:, :, None, :], axis=3)
     turn = turn + 2.0 * jnp.sum(slopes.score[None] * zeta_moved[..., None], axis=2)
-    turn = turn + jnp.sum(slopes.W[None] * h_moved[..., None], axis=(2, 3))
 
     hess = _gram(r, turn)
+    for C_a, N_b in zip(C_moved, N_moved):
+        hess = hess + _gram(C_a, N_b)
     for u, Lam, L_b, g in zip(follow.u, moved, L_moved, G):
         hess = hess + 2.0 * _gram(u, u) + _gram(Lam, L_b)
         hess = hess + 2.0 * _gram(Lam, jnp.einsum("jk,pjl->pkl", g, u))
@@ -119,6 +132,24 @@ def value_grad_hess(
     square = sum(jnp.sum(u**2) for u in v.u)
     value = value - 2.0 * (terms.value + data.base) + square + at.logdet
     return value, grad, 0.5 * (hess + hess.T) + hess_rest, follow
+
+
+def _is_number(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _numbers(cp: CrossProducts) -> tuple[Array, ...]:
+    """Arrays of a pytree that are no indices."""
+    return tuple(x for x in jax.tree.leaves(cp) if _is_number(x))
+
+
+def _with_numbers(cp: CrossProducts, numbers: tuple[Array, ...]) -> CrossProducts:
+    """The same with other numbers; more than it holds are left over."""
+    leaves, treedef = jax.tree.flatten(cp)
+    new = iter(numbers)
+    return jax.tree.unflatten(
+        treedef, [next(new) if _is_number(x) else x for x in leaves]
+    )
 
 
 # ---- rows --------------------------------------------------------------------------

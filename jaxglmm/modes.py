@@ -49,6 +49,7 @@ __all__ = [
     "RowTerms",
     "curvature",
     "curved",
+    "eliminated",
     "find_modes",
     "gradient",
     "inner_dot",
@@ -236,7 +237,19 @@ def curved(
     reml: bool,
 ) -> Curvature:
     """M, or with REML (3), eliminated, for information W (n, R, R)."""
-    done = eliminate(factors, curvature(W, data, layout), layout)
+    return eliminated(curvature(W, data, layout), W, factors, data, layout, reml)
+
+
+def eliminated(
+    cp: CrossProducts,
+    W: Array,
+    factors: tuple[Array, ...],
+    data: RowData,
+    layout: Layout,
+    reml: bool,
+) -> Curvature:
+    """The same from Z'WZ, which is ``cp``; W itself is of use with REML alone."""
+    done = eliminate(factors, cp, layout)
     if not reml:
         return Curvature(W, done, done.logdet)
     X = data.X[0]

@@ -6,25 +6,29 @@ import numpy as np
 import pytest
 
 import jaxglmm as jg
+from jaxglmm import covariance
 from jaxglmm.generalized import first_point, inner_rows
 from jaxglmm.laplace import GeneralizedModel
 from jaxglmm.studies.batch import check_batch
 
-NAME = "bent"  # a structure whose factor is no linear function of its parameters
-jg.register_structure(
-    jg.Structure(
-        NAME,
-        lambda k: 2,
-        lambda theta, k: (
-            jnp.exp(theta[0])
-            * (
-                jnp.eye(k, dtype=theta.dtype)
-                + jnp.tanh(theta[1]) * jnp.tri(k, k=-1, dtype=theta.dtype)
-            )
-        ),
-        lambda k: (0.1, 0.2),
-    )
+# a structure whose factor is no linear function of its parameters
+BENT = jg.Structure(
+    "bent",
+    lambda k: 2,
+    lambda theta, k: (
+        jnp.exp(theta[0])
+        * (
+            jnp.eye(k, dtype=theta.dtype)
+            + jnp.tanh(theta[1]) * jnp.tri(k, k=-1, dtype=theta.dtype)
+        )
+    ),
+    lambda k: (0.1, 0.2),
 )
+
+
+@pytest.fixture(autouse=True)
+def bent(monkeypatch):
+    monkeypatch.setitem(covariance._REGISTRY, BENT.name, BENT)
 
 
 def _prior(params):
@@ -37,7 +41,7 @@ MODELS = {
     "slopes, prior": ("n ~ x + (x | a)", "poisson", False, _prior, {}),
     "crossed, psi, reml": ("n ~ x + (x | a) + (1 | b)", "nbinom2", True, None, {}),
     "two predictors": ("n ~ x + (1 | a)", "poisson", False, None, {"zi": "~ x"}),
-    "bent, nested": (f"n ~ x + {NAME}(x | a) + (1 | a:c)", "poisson", False, None, {}),
+    "bent, nested": ("n ~ x + bent(x | a) + (1 | a:c)", "poisson", False, None, {}),
 }
 
 
