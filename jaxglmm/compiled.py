@@ -45,7 +45,7 @@ _PLAIN = ("xla_cpu_experimental_ynn_fusion_type", "")
 _ALONE = ("xla_cpu_multi_thread_eigen", False)
 _MANY = 20_000  # numbers in the arguments, from which the code's speed counts more
 _programs: dict[Any, Any] = {}
-_compiling = threading.Lock()
+_compiling = threading.RLock()  # a user's function may fit while it is traced
 
 
 def run(

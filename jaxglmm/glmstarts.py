@@ -10,7 +10,7 @@ levels j,
 whose fixed point, S = A, solves the quasi-likelihood's equation for Q = Lambda Lambda'.
 From unit variances it comes near in a few rounds, with much information on a level and
 with little, where an EM step would hardly move. The optimizer does the rest, so modes
-are sought to a digit, and (1) need not have converged.
+are sought to a decrement of one, and (1) need not have converged.
 
 Families with parameters beside the mean, or several linear predictors, start at least
 squares on a first guess and at unit variances.

@@ -8,7 +8,7 @@ iterations: with H the Hessian of f,
 where H^+ leaves directions without curvature alone: a flat direction is held fixed. At
 a boundary (a zero variance) the gradient's dependence on the data vanishes, because f
 is even in the columns of Lambda, so (1) holds those parameters at the boundary too.
-Equation (1) is itself differentiable as often as f is.
+Where f holds for two derivatives only, as that of laplace.py, so does (1) for one.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ second derivative would add, lambda' (g_xx + 2 g_xv v' + g_vv v'v'), the second 
 takes out. The value of (2) has the square of the error that is left in v0. So the
 search for the mode is never differentiated, and (2) may be, twice, in anything.
 
-For the optimizer, which wants derivatives in x at the mode, (2) is written out: with
+For the optimizer, which wants derivatives in x at the mode, (2) is written out (without
+quadrature and expected information further, see hessian.py): with
 P(x, v) = F - lambda' g, whose derivative in v is zero, and D = (I, dv/dx),
 
     dv/dx = -M^-1 g_x,       gradient P_x,       Hessian D' P'' D                  (3)
@@ -166,7 +167,9 @@ class GeneralizedModel:
         theta, order, turns = repivot(point.theta, frame.order, self.layout)
         inner = frame.inner._replace(u=_turned(frame.inner.u, turns, self.layout))
         x = self.join(point._replace(theta=theta))
-        return x, self.settle(x, frame._replace(order=order, inner=inner), data)
+        none = jax.tree.map(jnp.zeros_like, frame.follow)  # until derivatives are taken
+        frame = frame._replace(order=order, inner=inner, at=x, follow=none)
+        return x, self.settle(x, frame, data)
 
     def settle(self, x: Array, frame: Frame, data: RowData) -> Frame:
         """The frame with the mode that belongs to x, searched from its own."""

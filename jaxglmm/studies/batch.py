@@ -9,6 +9,7 @@ run, see lanes.py, does not change a number.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -164,7 +165,8 @@ def fit_batch(
             bar,
             None if saved is None else saved.load,
         )
-        return collect(saving(chunks, saved), n)
+        with contextlib.closing(chunks):  # no thread goes on where saving failed
+            return collect(saving(chunks, saved), n)
 
 
 def check_batch(

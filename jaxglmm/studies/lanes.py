@@ -28,7 +28,7 @@ import collections
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -138,7 +138,7 @@ class Engine:
         limit: int,
         progress: Progress,
         done: Callable[[int], Outcome | None] | None = None,
-    ) -> Iterator[tuple[int, Chunk]]:
+    ) -> Generator[tuple[int, Chunk], None, None]:
         """Numbered chunks of all lanes, in order; of several processes' its own.
 
         Parameters
@@ -187,7 +187,9 @@ class Engine:
                 running.append(chunk)
                 if index == process:
                     cap = best_cap(chunk.end().n_iter, limit)
-                else:  # behind the tiles of the one just begun
+                while running and running[0].is_done():
+                    yield finished(running.popleft())
+                if len(running) > 1:  # behind the tiles of the one just begun
                     running[-2].run_again()
                 if len(running) > 2:
                     yield finished(running.popleft())
@@ -212,9 +214,14 @@ class _Running:
         if self.outcome is not None:
             return
         self.outcome = out = _together(self.tiles)
+        self.tiles = []
         stopped = (out.n_iter >= self.cap) & ~(out.converged & self.settled)
         self.unfinished = np.flatnonzero(stopped & (self.cap < self.limit))
         self.rest = self.submit(self.at[self.unfinished], self.limit)
+
+    def is_done(self) -> bool:
+        """Whether :meth:`end` would not have to wait."""
+        return self.outcome is not None and all(f.done() for f in self.rest)
 
     def end(self) -> Outcome:
         """Wait for everything."""

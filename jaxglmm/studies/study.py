@@ -8,6 +8,7 @@ nor the devices, nor the order. A lane function returns a record, a dict of arra
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -139,4 +140,5 @@ def run_study(
             bar,
             None if saved is None else saved.load,
         )
-        return collect(saving(chunks, saved), n)
+        with contextlib.closing(chunks):  # no thread goes on where saving failed
+            return collect(saving(chunks, saved), n)
