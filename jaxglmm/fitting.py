@@ -94,8 +94,9 @@ def fit(
 
     Notes
     -----
-    Derivatives through ``fit`` use the implicit function theorem. Parameters on the
-    boundary and directions that the data do not identify are held fixed.
+    Derivatives through ``fit``, first and second, use the implicit function theorem.
+    Parameters on the boundary and directions that the data do not identify are held
+    fixed.
 
     The likelihood of very few rows may have several optima, and this is the one that
     the start leads to; ``jax.vmap`` over ``start`` finds the others.

@@ -8,7 +8,8 @@ iterations: with H the Hessian of f,
 where H^+ leaves directions without curvature alone: a flat direction is held fixed. At
 a boundary (a zero variance) the gradient's dependence on the data vanishes, because f
 is even in the columns of Lambda, so (1) holds those parameters at the boundary too.
-Where f holds for two derivatives only, as that of laplace.py, so does (1) for one.
+A derivative of (1) asks for one of f more: where f holds for three, as that of
+laplace.py, (1) holds for two.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ __all__ = ["Model", "projected_inverse", "solve"]
 class Model(Protocol):
     """Static part of a model, hashable: functions of x (m,), a frame and the data.
 
-    ``objective`` may be differentiated twice in x and data, the frame held fixed;
+    ``objective`` may be differentiated in x and data, the frame held fixed;
     ``reframe`` gives the same point in better coordinates, with whatever else belongs
     to it; ``derivatives`` is value, gradient and Hessian where a better way than
     differentiating is known, and ``tol`` then the optimizer's default.

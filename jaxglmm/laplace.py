@@ -11,13 +11,14 @@ of x, M is (3) of modes.py, and F has the constant -p log 2 pi.
 v(x) moves with x, and F is not stationary in v. Its derivatives of first and second
 order are those of
 
-    F(x, v1(x)) - lambda' g(x, v1(x)),     v1 = v0 - M0^-1 g(x, v0),
+    F(x, v2(x)) - lambda' g(x, v2(x)),     v_i+1 = v_i - M0^-1 g(x, v_i),
     lambda = M0^-1 dF/dv at v0                                                     (2)
 
-with v0, M0 and lambda constants: v1 follows the mode to first order, and what its
-second derivative would add, lambda' (g_xx + 2 g_xv v' + g_vv v'v'), the second term
-takes out. The value of (2) has the square of the error that is left in v0. So the
-search for the mode is never differentiated, and (2) may be, twice, in anything.
+with v0, M0 and lambda constants: v_i follows the mode to order i, since a step takes
+the error of order dx^(i+1) times I - M0^-1 M(x), of order dx. F - lambda' g has no
+slope in v at v0, so that (2) is right to order dx^3: it may be differentiated three
+times, in anything, and two derivatives of the optimum need three. Its value has the
+square of the error that is left in v0. The search for the mode is never differentiated.
 
 For the optimizer, which wants derivatives in x at the mode, (2) is written out (without
 quadrature and expected information further, see hessian.py): with
@@ -290,7 +291,7 @@ class GeneralizedModel:
         return fn, None
 
     def objective(self, x: Array, frame: Frame, data: RowData) -> Array:
-        """-2 log L by (2); differentiable twice in x and data."""
+        """-2 log L by (2); differentiable three times in x and data."""
         x0, data0, v0 = lax.stop_gradient(x), constant(data), constant(frame.inner)
         at, factors = self._curvature(x0, v0, frame, data0)
         slope, _ = jax.grad(self._value, 1, has_aux=True)(x0, v0, frame, data0)
@@ -300,12 +301,14 @@ class GeneralizedModel:
         return self._value(x, v1, frame, data)[0] - left
 
     def mode(self, x: Array, frame: Frame, data: RowData) -> Inner:
-        """The mode v1 of (2), which may be differentiated once."""
-        x0, data0, v0 = lax.stop_gradient(x), constant(data), constant(frame.inner)
-        at, factors = self._curvature(x0, v0, frame, data0)
-        g = self._gradient(x, v0, frame, data)
-        step = solve_inner(g, at, factors, data0, self.layout)
-        return jax.tree.map(jnp.subtract, v0, step)
+        """The mode v2 of (2), which may be differentiated twice."""
+        x0, data0, v = lax.stop_gradient(x), constant(data), constant(frame.inner)
+        at, factors = self._curvature(x0, v, frame, data0)
+        for _ in range(2):
+            g = self._gradient(x, v, frame, data)
+            step = solve_inner(g, at, factors, data0, self.layout)
+            v = jax.tree.map(jnp.subtract, v, step)
+        return v
 
 
 def _gram(a: Inner, b: Inner) -> Array:
