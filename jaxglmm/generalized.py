@@ -36,11 +36,12 @@ from jaxglmm.designs import Design
 from jaxglmm.elimination import conditional_covariances, eliminate, split_terms
 from jaxglmm.errors import Status
 from jaxglmm.families import Family
-from jaxglmm.glmstarts import Start, first_point
+from jaxglmm.glmstarts import Start, first_point, link_of_response, near_response
 from jaxglmm.implicit import projected_inverse, solve
 from jaxglmm.laplace import GeneralizedModel, Point, constant, n_theta
 from jaxglmm.linear import is_singular
 from jaxglmm.modes import (
+    Inner,
     RowData,
     curvature,
     effects,
@@ -395,23 +396,36 @@ def log_lik_rows(
     beta = tuple(jnp.asarray(c, dtype) for c in (params.beta, *params.others))
     theta = jnp.asarray(params.theta, dtype) * params.sigma
     psi = jnp.zeros(0, dtype) if params.psi is None else jnp.asarray(params.psi, dtype)
-    first = beta[0]
     if how.reml:  # collinear columns of X would make its determinant zero
         data, scales = inner_rows(design, family)
         volume = _log_volume(scales)
         beta = tuple(T_inv @ c for T_inv, c in zip(scales.T_inv, beta))
         theta = scales.maps.theta @ theta
         # the user's beta has no influence, so its mode is sought from a better one
-        first = first_point(model, data, theta).point.beta[0]
-        beta = (first[:0], *beta[1:])
+        start = first_point(model, data, theta)
+        u, first = start.u, start.point.beta[0]
+        beta = (beta[0][:0], *beta[1:])
+    else:
+        u, first = _first_effects(model, data, beta, theta), beta[0]
     x = model.join(Point(beta, theta, psi))
-    fixed = constant(data)
-    u = tuple(jnp.zeros((b.n_levels, b.k), dtype) for b in model.layout.blocks)
-    at = lax.stop_gradient(x)
+    fixed, at = constant(data), lax.stop_gradient(x)
     frame = model.first_frame(at, u, lax.stop_gradient(first))
     frame = model.settle(at, frame, fixed)
     value = volume - 0.5 * model.objective(x, frame, data)
     return jnp.where(frame.left > 1.0, jnp.nan, value)
+
+
+def _first_effects(
+    model: GeneralizedModel, data: RowData, beta: tuple[Array, ...], theta: Array
+) -> tuple[Array, ...]:
+    """Effects (J, K) of every block from which their mode is sought."""
+    u = tuple(jnp.zeros((b.n_levels, b.k), theta.dtype) for b in model.layout.blocks)
+    if not model.starts_near:
+        return u
+    data, beta, theta = (constant(t) for t in (data, beta, theta))
+    eta = link_of_response(model.family, data)
+    plain = Inner(u, beta[0][:0])
+    return near_response(model, data, beta, theta, eta, plain).u
 
 
 def mode_covariances(family: Family, design: Design, beta, theta, psi, b):

@@ -34,6 +34,7 @@ from jaxglmm.elimination import (
     eliminate,
     split_terms,
 )
+from jaxglmm.families import Family
 from jaxglmm.laplace import GeneralizedModel, Point
 from jaxglmm.linalg import small_cholesky, spd_inverse
 from jaxglmm.modes import (
@@ -46,13 +47,14 @@ from jaxglmm.modes import (
     linear_predictors,
     pulled,
     row_terms,
+    row_values,
     solve_inner,
 )
 from jaxglmm.plan import Layout
 from jaxglmm.starts import default_start, theta_near
 from jaxglmm.typing import Array
 
-__all__ = ["Start", "first_point"]
+__all__ = ["Start", "first_point", "link_of_response", "near_response"]
 
 _ROUNDS = 3
 _NEAR = 0.05  # relative change of every standard deviation at which they end
@@ -82,8 +84,7 @@ def first_point(
     data, family = jax.tree.map(lax.stop_gradient, data), model.family
     psi, extra = family.psi_start(data.y, data.w), family.extra_start(data.y, data.w)
     used, layout = data.w > 0, model.layout
-    eta = jax.vmap(family.eta_start)(data.y, jnp.where(used, data.w, 1.0))
-    eta = jnp.where(used, eta, data.offset[0])
+    eta = link_of_response(family, data)
     # whitened columns: least squares
     n = jnp.sum(used.astype(data.y.dtype))
     rest = jnp.where(used, eta - data.offset[0], 0.0)
@@ -94,28 +95,50 @@ def first_point(
     usual = jnp.asarray(default_start(layout), beta.dtype)
     theta = usual if theta is None else lax.stop_gradient(theta)
     if model.starts_near:
-        first = _from_response(model, data, theta, eta, Inner(u, beta))
+        first = near_response(model, data, (), theta, eta, Inner(u, beta))
         theta, (u, beta) = _quasi(model, data, theta, first, fixed)
     return Start(Point((beta, *others), theta, psi), u)
 
 
-def _from_response(
-    model: GeneralizedModel, data: RowData, theta: Array, eta: Array, plain: Inner
+def link_of_response(family: Family, data: RowData) -> Array:
+    """A first guess at the linear predictor of every row, (n,)."""
+    used = data.w > 0
+    eta = jax.vmap(family.eta_start)(data.y, jnp.where(used, data.w, 1.0))
+    return jnp.where(used, eta, data.offset[0])
+
+
+def near_response(
+    model: GeneralizedModel,
+    data: RowData,
+    beta: tuple[Array, ...],
+    theta: Array,
+    eta: Array,
+    plain: Inner,
 ) -> Inner:
-    """Mode of effects and beta where rows are as normal as they are at ``eta`` (n,).
+    """Mode where rows are as normal as they are at ``eta`` (n,); one predictor.
 
     eta lies near the response, so this is a Newton step from there and not from zero
-    effects. ``plain`` is kept where it leads nowhere.
+    effects. ``beta`` is not looked at where ``plain`` has one, which is integrated out;
+    ``plain`` is kept where it is the better place to search from.
     """
-    layout = model.layout
+    layout, reml = model.layout, plain.beta.shape[0] > 0
     factors, psi = block_factors(theta, layout), jnp.zeros(0, theta.dtype)
     terms = row_terms(eta[:, None], psi, data, model.family)
-    at = curved(terms.W, factors, data, layout, True)
-    rows = terms.score + terms.W[:, 0] * (eta - data.offset[0])[:, None]
-    right = pulled(rows, factors, data, layout, True)
-    inner = solve_inner(right, at, factors, data, layout)
-    fine = _is_finite(inner) & jnp.isfinite(at.logdet)
-    return jax.tree.map(lambda a, b: jnp.where(fine, a, b), inner, plain)
+    at = curved(terms.W, factors, data, layout, reml)
+    fixed = data.offset[0] if reml else data.offset[0] + data.X[0] @ beta[0]
+    rows = terms.score + terms.W[:, 0] * (eta - fixed)[:, None]
+    right = pulled(rows, factors, data, layout, reml)
+    found = solve_inner(right, at, factors, data, layout)
+
+    def height(inner: Inner) -> Array:
+        betas = (inner.beta,) if reml else beta
+        eta = linear_predictors(betas, effects(inner.u, factors), data, layout)
+        square = sum(jnp.sum(u**2) for u in inner.u)
+        return jnp.sum(row_values(eta, psi, data, model.family)) - 0.5 * square
+
+    high = height(found)
+    fine = jnp.isfinite(high) & jnp.isfinite(at.logdet) & ~(height(plain) > high)
+    return jax.tree.map(lambda a, b: jnp.where(fine, a, b), found, plain)
 
 
 def _quasi(
