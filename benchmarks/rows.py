@@ -165,7 +165,7 @@ ROWS = (
         name="refit-sleepstudy",
         family="refit",
         work="refit",
-        engines=("jaxglmm", "jaxglmm-fit", "lme4", "glmm", "mixedlm"),
+        engines=("jaxglmm", "jaxglmm-fit", "lme4", "glmm", "mixedlm", "statsmodels"),
         **_SLEEPSTUDY,
     ),
     Row(

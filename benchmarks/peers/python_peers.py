@@ -93,11 +93,20 @@ def statsmodels(request: dict) -> Job:
     ((effects, group),) = request["random"]
     fixed = f"{request['response']} ~ {request['fixed']}"
 
-    def fit():
+    def fit(frame=frame):
         model = mixedlm(fixed, frame, groups=frame[group], re_formula=f"~ {effects}")
         return model.fit(reml=request["reml"])
 
-    return Job(call=fit, objective=lambda r: -2.0 * r.llf, n=len(frame))
+    def objective(result):
+        return -2.0 * result.llf
+
+    if request["responses"]:
+
+        def one(y):
+            return fit(frame.assign(**{request["response"]: y}))
+
+        return repeated(one, objective, responses(request), len(frame))
+    return Job(call=fit, objective=objective, n=len(frame))
 
 
 def gpboost(request: dict) -> Job:
