@@ -1,6 +1,8 @@
 """Studies that were stopped go on; folders that cannot be used are named."""
 
 import ast
+import functools
+import os
 import shutil
 import signal
 import subprocess
@@ -8,13 +10,16 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas as pd
 import pytest
 
 import jaxglmm as jg
 from jaxglmm.errors import CheckpointError
 from jaxglmm.studies import checkpoint as checkpoint_module
+from jaxglmm.studies.checkpoint import described
 
 
 @pytest.fixture(scope="module")
@@ -275,15 +280,46 @@ def test_killed_at_any_moment(tmp_path):
 
 
 def test_functions_are_told_apart_by_what_they_do():
-    from jaxglmm.studies.checkpoint import function_name
-
     def scaled(s):
-        return lambda p: -sum(v * s for v in p)
+        table = jnp.arange(3.0) * s
 
-    same, other = function_name(scaled(1.0)), function_name(scaled(2.0))
-    assert same == function_name(scaled(1.0))
+        @jax.jit
+        def total(p):
+            return -sum(v * s for v in p) + table.sum()
+
+        def again(n):  # holds itself
+            return again(n - 1) if n else total
+
+        return again
+
+    same, other = described(scaled(1.0)), described(scaled(2.0))
+    assert same == described(scaled(1.0))
     assert same != other
     # the same code and constants, another name
     total, largest = (lambda p: -p.theta.sum()), (lambda p: -p.theta.max())
-    assert function_name(total) != function_name(largest)
-    assert "0x" not in str(function_name(scaled(1.0)))
+    assert described(total) != described(largest)
+    assert described(functools.partial(scaled, 1.0)) != described(scaled)
+
+
+DESCRIBED = """
+import jaxglmm as jg, optax
+from jaxglmm.studies.checkpoint import described
+family = jg.Family(log_density=lambda y, eta, psi: -abs(y - eta), name="absolute")
+schedule = optax.cosine_decay_schedule(0.1, 100)
+optimizer = optax.chain(optax.clip(1.0), optax.adam(schedule))
+print(described(family), described(jg.Control(optimizer=optimizer)))
+"""
+
+
+def test_another_process_says_the_same_of_objects():
+    said = set()
+    for seed in "01":
+        done = subprocess.run(
+            [sys.executable, "-c", DESCRIBED], capture_output=True, text=True,
+            check=True, env={**os.environ, "PYTHONHASHSEED": seed},
+        )  # fmt: skip
+        said.add(done.stdout)
+    assert len(said) == 1
+    assert "0x" not in said.pop()
+    one, other = (jg.Control(optimizer=optax.sgd(rate)) for rate in (0.1, 0.2))
+    assert described(one) != described(other)

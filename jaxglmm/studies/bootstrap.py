@@ -40,7 +40,7 @@ from jaxglmm.simulation import linear_predictor, simulate
 from jaxglmm.studies.arrange import arrange
 from jaxglmm.studies.batch import check_batch
 from jaxglmm.studies.cases import case_plan, draw_cases, top_factor
-from jaxglmm.studies.checkpoint import design_facts, function_name
+from jaxglmm.studies.checkpoint import described, design_facts
 from jaxglmm.studies.lanes import Outcome
 from jaxglmm.studies.parameters import natural, parameter_names
 from jaxglmm.studies.study import (
@@ -189,7 +189,7 @@ def bootstrap(
     prng = as_key(key)
     facts = {
         **design_facts(design), "kind": kind, "source": source, "key": prng, **facts,
-        "statistic": function_name(statistic),
+        "statistic": described(statistic),
     }  # fmt: skip
     arranged = None if kind == "cases" else arrange(design)
     shared = design, arranged, source, prng

@@ -10,13 +10,13 @@ that differs is refused with what differs, by name.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
 import os
 import tempfile
 import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ from jaxglmm.studies.lanes import Chunk, Engine, Outcome
 
 __all__ = [
     "Checkpoint",
+    "described",
     "design_facts",
     "fingerprint",
-    "function_name",
     "open_checkpoint",
     "saving",
 ]
@@ -215,8 +215,8 @@ def open_checkpoint(
         return None
     family, method, how, control = what
     facts = {
-        **facts, "family": repr(family), "method": method, "nodes": how.n_quad,
-        "priors": function_name(how.prior), "control": repr(control),
+        **facts, "family": described(family), "method": method, "nodes": how.n_quad,
+        "priors": described(how.prior), "control": described(control),
         "replicates": n, "lanes per call": engine.width,
     }  # fmt: skip
     return Checkpoint(folder, facts, like)
@@ -230,27 +230,67 @@ def saving(chunks, saved: Checkpoint | None):
         yield index, chunk
 
 
-def function_name(fn: Callable | None) -> str:
-    """A user's function by name, code and what it closes over, for a study's facts."""
-    if fn is None:
-        return "none"
-    name = getattr(fn, "__qualname__", type(fn).__name__)
-    return f"{name}{fingerprint(_insides(fn))}"
+def described(x: Any) -> str:
+    """What a value is, without addresses, so that another process says the same.
+
+    Functions count by name, code, defaults and what they close over; what they find
+    among the names of their module does not count.
+    """
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        parts = [f"{f.name}={described(getattr(x, f.name))}" for f in _fields(x)]
+        return f"{type(x).__name__}({', '.join(parts)})"
+    if isinstance(x, tuple):
+        return f"{type(x).__name__}({', '.join(map(described, x))})"
+    if x is None:
+        return "None"
+    if callable(x):
+        name = getattr(x, "__qualname__", type(x).__name__)
+        return f"{name}{_digest(_insides(x, ()))}"
+    return fingerprint(x)
 
 
-def _insides(x: Any) -> Any:
-    """What makes a function do what it does, without addresses."""
+def _fields(x: Any) -> list:
+    return [f for f in dataclasses.fields(x) if f.repr]
+
+
+def _insides(x: Any, above: tuple[int, ...]) -> Any:
+    """What makes a function do what it does; ``above`` it are those that hold it."""
+    if id(x) in above:
+        return "itself"
+    above = (*above, id(x))
+
+    def each(values) -> list:
+        return [_insides(v, above) for v in values]
+
     if isinstance(x, types.CodeType):
-        return [x.co_code.hex(), list(x.co_names), [_insides(c) for c in x.co_consts]]
+        return [x.co_code.hex(), list(x.co_names), each(x.co_consts)]
     if isinstance(x, functools.partial):
-        return [_insides(v) for v in (x.func, x.args, sorted(x.keywords.items()))]
+        return each((x.func, x.args, sorted(x.keywords.items())))
+    if isinstance(x, types.MethodType):
+        return each((x.__func__, x.__self__))
     if isinstance(x, types.FunctionType):
-        cells = [c.cell_contents for c in x.__closure__ or ()]
+        cells = [c.cell_contents for c in x.__closure__ or () if _is_filled(c)]
         defaults = x.__defaults__ or (), sorted((x.__kwdefaults__ or {}).items())
-        return [_insides(v) for v in (x.__code__, cells, *defaults)]
+        return each((x.__code__, cells, *defaults))
+    if callable(getattr(x, "__wrapped__", None)):  # as jit leaves it
+        return _insides(x.__wrapped__, above)
     if isinstance(x, (list, tuple)):
-        return [_insides(v) for v in x]
+        return each(x)
+    if isinstance(x, (set, frozenset)):
+        return sorted(map(str, each(x)))
+    if isinstance(x, dict):
+        return [[str(k), _insides(v, above)] for k, v in x.items()]
+    if " at 0x" in repr(x):
+        return [type(x).__qualname__, _insides(getattr(x, "__dict__", {}), above)]
     return x
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:  # of a name that is bound later
+        return False
+    return True
 
 
 def design_facts(design: Design) -> dict[str, Any]:
@@ -263,9 +303,13 @@ def design_facts(design: Design) -> dict[str, Any]:
 
 def fingerprint(value: Any) -> str:
     """A short text that tells values apart: themselves, or a hash of their arrays."""
-    leaves, treedef = jax.tree.flatten(value)
-    if all(isinstance(x, (str, int, float, bool)) for x in leaves):
+    if all(isinstance(x, (str, int, float, bool)) for x in jax.tree.leaves(value)):
         return repr(value)
+    return _digest(value)
+
+
+def _digest(value: Any) -> str:
+    leaves, treedef = jax.tree.flatten(value)
     digest = hashlib.sha256(str(treedef).encode())
     for x in leaves:
         if hasattr(x, "dtype"):

@@ -37,7 +37,7 @@ from jaxglmm.results import Fit, Params
 from jaxglmm.simulation import simulate
 from jaxglmm.studies.arrange import arrange
 from jaxglmm.studies.batch import check_batch
-from jaxglmm.studies.checkpoint import design_facts, function_name
+from jaxglmm.studies.checkpoint import described, design_facts
 from jaxglmm.studies.extend import Extended, extend
 from jaxglmm.studies.lanes import Outcome
 from jaxglmm.studies.study import (
@@ -232,7 +232,7 @@ def power_curve(
     static = (tested if callable(tested) else tuple(tested), kind, n_sims)
     facts = {
         **design_facts(design), "params": truth, "point weights": weights, "key": prng,
-        "test": function_name(test) if callable(test) else repr(test), "kind": kind,
+        "test": described(test) if callable(test) else repr(test), "kind": kind,
     }  # fmt: skip
     shared = design, arrange(design), truth, weights, prng
     out = run_study(

@@ -32,7 +32,7 @@ from jaxglmm.results import Params, check_params
 from jaxglmm.simulation import simulate
 from jaxglmm.studies.arrange import arrange
 from jaxglmm.studies.batch import check_batch
-from jaxglmm.studies.checkpoint import design_facts, function_name
+from jaxglmm.studies.checkpoint import described, design_facts
 from jaxglmm.studies.lanes import Outcome
 from jaxglmm.studies.parameters import n_fixed, parameter_names, truth_of
 from jaxglmm.studies.study import (
@@ -264,7 +264,7 @@ def recovery_study(
     for what, checked in fits:
         facts = {
             **design_facts(checked), "params": params, "effects": b, "key": prng,
-            "covariates": function_name(covariates),
+            "covariates": described(covariates),
         }  # fmt: skip
         # covariates drawn anew belong to rows in their own order
         parts = checked, None if covariates else arrange(checked)
