@@ -45,6 +45,7 @@ from jaxglmm.modes import (
     effects,
     eliminated,
     gather,
+    gram,
     over_rows,
     pulled,
     random_part,
@@ -117,12 +118,12 @@ def value_grad_hess(
     turn = jnp.sum(omega.hess[None] * r[:, :, None, :], axis=3)
     turn = turn + 2.0 * jnp.sum(slopes.score[None] * zeta_moved[..., None], axis=2)
 
-    hess = _gram(r, turn)
+    hess = gram(r, turn)
     for C_a, N_b in zip(C_moved, N_moved):
-        hess = hess + _gram(C_a, N_b)
+        hess = hess + gram(C_a, N_b)
     for u, Lam, L_b, g in zip(follow.u, moved, L_moved, G):
-        hess = hess + 2.0 * _gram(u, u) + _gram(Lam, L_b)
-        hess = hess + 2.0 * _gram(Lam, jnp.einsum("jk,pjl->pkl", g, u))
+        hess = hess + 2.0 * gram(u, u) + gram(Lam, L_b)
+        hess = hess + 2.0 * gram(Lam, jnp.einsum("jk,pjl->pkl", g, u))
     Psi = tuple(
         g.T @ u + z.T @ m + dL
         for g, u, z, m, dL in zip(G, v.u, scores, multiplier.u, L)
@@ -230,11 +231,6 @@ def _predictors(b: Effects, beta: Array, data: RowData, model) -> Array:
 
 def _add(a: Effects, b: Effects, times: float) -> Effects:
     return tuple(x + times * y for x, y in zip(a, b))
-
-
-def _gram(a: Array, b: Array) -> Array:
-    """Inner products of every direction of a with every one of b, (P, P)."""
-    return a.reshape(a.shape[0], -1) @ b.reshape(b.shape[0], -1).T
 
 
 class _Directions:

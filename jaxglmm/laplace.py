@@ -56,6 +56,7 @@ from jaxglmm.modes import (
     effects,
     find_modes,
     gradient,
+    gram,
     inner_dot,
     linear_predictors,
     row_scores,
@@ -284,7 +285,7 @@ class GeneralizedModel:
                 return follow, *change
 
             follow, by_x, by_v = jax.vmap(column)(jnp.eye(x.shape[0], dtype=x.dtype))
-            hess = by_x + _gram(follow, by_v)
+            hess = by_x + gram(follow, by_v)
             frame = frame._replace(at=x, follow=follow)
             return value, F_x - g_x, 0.5 * (hess + hess.T), frame
 
@@ -309,14 +310,6 @@ class GeneralizedModel:
             step = solve_inner(g, at, factors, data0, self.layout)
             v = jax.tree.map(jnp.subtract, v, step)
         return v
-
-
-def _gram(a: Inner, b: Inner) -> Array:
-    """Inner products of every lane of a with every lane of b, (P, P)."""
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b))
-    return sum(
-        x.reshape(x.shape[0], -1) @ y.reshape(y.shape[0], -1).T for x, y in pairs
-    )
 
 
 def _predicted(x: Array, frame: Frame) -> Inner:

@@ -52,6 +52,7 @@ __all__ = [
     "eliminated",
     "find_modes",
     "gradient",
+    "gram",
     "inner_dot",
     "linear_predictors",
     "over_rows",
@@ -375,6 +376,14 @@ def _dot(a: Effects, b: Effects) -> Array:
 def inner_dot(a: Inner, b: Inner) -> Array:
     """Inner product, ()."""
     return _dot(a.u, b.u) + jnp.sum(a.beta * b.beta)
+
+
+def gram(a: Any, b: Any) -> Array:
+    """Inner products of every direction (P, ...) of a with every one of b, (P, P)."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b))
+    return sum(
+        x.reshape(x.shape[0], -1) @ y.reshape(y.shape[0], -1).T for x, y in pairs
+    )
 
 
 def _choose(condition: Array, a: Inner, b: Inner) -> Inner:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jaxglmm.errors import DesignError, Status
 from jaxglmm.fitting import check_fit, fit_checked
 from jaxglmm.studies import lanes as lanes_module
 from jaxglmm.studies.batch import check_batch, default_tile, engine_for, limit_of
-from jaxglmm.studies.lanes import Outcome, best_cap, spans
+from jaxglmm.studies.lanes import Engine, Outcome, best_cap, spans
 from jaxglmm.studies.progress import Progress
 
 
@@ -166,6 +167,51 @@ def test_unfinished_lanes_are_run_again_without_the_cap():
 def _count(what, design, y, max_iter):
     fit = fit_checked(what, design.replace(y=y), None, max_iter)
     return Outcome(fit.loglik, fit.n_iter, fit.converged)
+
+
+class _Sleepers(Engine):
+    """An engine whose tiles take a moment; the one with lane ``bad`` fails."""
+
+    def call(self, one, static, shared, lanes, max_iter):
+        time.sleep(0.01)
+        shared.append(lanes[0])
+        if static[0] in lanes:
+            raise ArithmeticError("no answer")
+        return Outcome(lanes, np.ones(len(lanes), int), np.ones(len(lanes), bool))
+
+
+def _slept(bad: int, begun: list):
+    engine = _Sleepers(4, 2, (jax.devices()[0],), False, "elementwise")
+    bar = Progress(1000, "", False)
+    return engine.chunks(_count, (bad,), begun, lambda at: at, 1000, 50, bar)
+
+
+def test_a_tile_that_fails_ends_the_run():
+    begun, ended = [], []
+
+    def run():
+        for _, chunk in _slept(200, begun):
+            ended.append((chunk.start, chunk.stop))
+
+    with pytest.raises(ArithmeticError, match="no answer"):
+        run()
+    assert ended == [(0, 4), (4, 68), (68, 132), (132, 196)]  # all before it
+    n = len(begun)
+    assert n < 250
+    time.sleep(0.1)
+    assert len(begun) == n  # no thread goes on
+
+
+def test_a_run_may_be_left_early():
+    begun = []
+    chunks = _slept(-1, begun)
+    assert next(chunks)[0] == 0
+    chunks.close()
+    n = len(begun)
+    assert n < 250
+    time.sleep(0.1)
+    assert len(begun) == n
+    assert [c.stop for _, c in _slept(-1, [])][-1] == 1000
 
 
 def test_where_to_cap():
