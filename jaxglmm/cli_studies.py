@@ -3,7 +3,8 @@
 Each fits FORMULA to DATA as ``fit`` does and hands the fit to the Python function of
 the study, which gives the same numbers for the same seed. An option has its value from
 the command line, else from the TOML file of ``--config``, else its default. Exit
-status 0: done; 2: bad input, with one message and no traceback.
+status 0: done; 2: bad input, or a fit that did not converge and is no truth to simulate
+from, with one message and no traceback.
 """
 
 from __future__ import annotations
@@ -115,6 +116,8 @@ def _target(ctx: click.Context, param: click.Parameter, path: str | None) -> str
         return None
     if not Path(path).parent.is_dir():
         raise click.BadParameter(f"there is no folder {Path(path).parent}")
+    if param.name == "out" and Path(path).suffix.lower() != ".csv":
+        raise click.BadParameter(f"{path} must end in .csv")
     if param.name == "plot":
         try:
             from matplotlib.backend_bases import FigureCanvasBase
@@ -127,6 +130,15 @@ def _target(ctx: click.Context, param: click.Parameter, path: str | None) -> str
             raise click.BadParameter(
                 f"{path} must end in one of {', '.join('.' + k for k in sorted(kinds))}"
             )
+    new = not Path(path).exists()
+    try:
+        open(path, "ab").close()
+    except OSError as error:
+        raise click.BadParameter(
+            f"{path} cannot be written: {error.strerror}"
+        ) from None
+    if new:
+        Path(path).unlink()
     return path
 
 
@@ -213,7 +225,7 @@ _N_SIMS = click.option(
     type=click.IntRange(min=1),
     default=1000,
     show_default=True,
-    help="Simulations, of a power curve per point.",
+    help="Simulations; of a power curve, at every point.",
 )
 
 
@@ -224,6 +236,9 @@ def _study(command: Callable[..., _Report]) -> Callable:
     def call(**given: Any) -> None:
         run = _Run(*(given.pop(name) for name in _Run._fields))
         with bad_input():
+            written = [Path(f).resolve() for f in (run.out, run.plot) if f]
+            if Path(given["source"]).resolve() in written:
+                raise ValueError(f"the results would overwrite {given['source']}")
             report = command(run=run, **given)
             click.echo(report.text)
             if run.out:
@@ -236,6 +251,17 @@ def _study(command: Callable[..., _Report]) -> Callable:
         out = option(out)
     out = click.argument("formula")(model_options(out))
     return click.argument("source", metavar="DATA")(out)
+
+
+def _fitted(source: str, formula: str, model: dict[str, Any], given: bool = False):
+    """The GLMM, whose estimates are the truth unless that is ``given``."""
+    m = fit_model(source, formula, model)
+    if not (m.converged or given):
+        raise ValueError(
+            "the fit of FORMULA to DATA did not converge, so its estimates are no "
+            "truth to simulate from; `jaxglmm fit` says more"
+        )
+    return m
 
 
 def _draw(report: _Report, path: str) -> None:
@@ -271,13 +297,15 @@ def _draw(report: _Report, path: str) -> None:
     "--n-levels",
     type=_COUNTS,
     multiple=True,
-    help="Numbers of groups; repeatable.  [default: as in DATA]",
+    help="Numbers of groups; repeatable. Fewer than in DATA are the first ones, with "
+    "arms and the like in proportion.  [default: as in DATA]",
 )
 @click.option(
     "--rows",
     type=_COUNTS,
     multiple=True,
-    help="Numbers of rows in each group; repeatable.  [default: as in DATA]",
+    help="Numbers of rows in each group, the first in the order of DATA; repeatable.  "
+    "[default: as in DATA]",
 )
 @click.option(
     "--along",
@@ -317,9 +345,10 @@ def power(
 ) -> _Report:
     """Power of a test, with FORMULA fitted to DATA as the truth.
 
+    DATA is a CSV or Parquet file, or the name of a bundled data set.
     Of --effect, --n-levels and --rows all combinations are run.
     """
-    m = fit_model(source, formula, model)
+    m = _fitted(source, formula, model)
     from jaxglmm.studies.power import power_curve
 
     with notes():
@@ -371,8 +400,11 @@ def bootstrap(
     level: float,
     **model: Any,
 ) -> _Report:
-    """Bootstrap all parameters of FORMULA, fitted to DATA."""
-    m = fit_model(source, formula, model)
+    """Bootstrap all parameters of FORMULA, fitted to DATA.
+
+    DATA is a CSV or Parquet file, or the name of a bundled data set.
+    """
+    m = _fitted(source, formula, model)
     from jaxglmm.studies.cases import top_factor
 
     if by is not None or ci == "bca":
@@ -407,7 +439,12 @@ def bootstrap(
     type=_NUMBERS,
     help="True fixed effects.  [default: the estimates, as for the next two]",
 )
-@click.option("--theta", type=_NUMBERS, help="True relative covariance parameters.")
+@click.option(
+    "--theta",
+    type=_NUMBERS,
+    help="True relative covariance parameters: of every term the lower triangle of its "
+    "factor, by columns.",
+)
 @click.option("--sigma", type=_Finite(), help="True residual standard deviation.")
 @_study
 def recover(
@@ -422,20 +459,21 @@ def recover(
     level: float,
     **model: Any,
 ) -> _Report:
-    """Bias, RMSE and coverage, with FORMULA fitted to DATA as the truth."""
+    """Bias, RMSE and coverage, with FORMULA fitted to DATA as the truth.
+
+    DATA is a CSV or Parquet file, or the name of a bundled data set.
+    """
     asked, n_quad = _joined(methods) or [], model["n_quad"]
     if "AGQ" in asked and model["method"] != "AGQ":
         model["n_quad"] = None  # of the study alone
-    m = fit_model(source, formula, model)
-    from jaxglmm.studies.parameters import parameter_names
+    m = _fitted(source, formula, model, beta is not None and theta is not None)
     from jaxglmm.studies.recovery import recovery_study
 
+    ways = list(dict.fromkeys(asked)) or [m.method]
     with notes():
         study = recovery_study(
-            design=m.design, params=_truth(m, beta, theta, sigma), family=m.family,
-            n_sims=n_sims, methods=list(dict.fromkeys(asked)) or [m.method],
-            n_quad=n_quad, level=level,
-            names=parameter_names(m.design, m.family, m.is_generalized, m.frame),
+            design=m, params=_truth(m, beta, theta, sigma), n_sims=n_sims,
+            methods=ways, n_quad=n_quad if "AGQ" in ways else None, level=level,
             **run.arguments,
         )  # fmt: skip
         return _Report(repr(study), study.summary(), study.plot)

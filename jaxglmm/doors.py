@@ -192,7 +192,7 @@ def glmm(
         fitted = mark_separation(fitted, arrays, fam)
     model = GLMM(
         fit=fitted, design=arrays, frame=frame, family=fam, method=used,
-        formula=formula, n_quad=n_quad, priors=priors,
+        formula=formula, n_quad=n_quad, priors=priors, control=control,
     )  # fmt: skip
     if not model.converged:
         if strict:

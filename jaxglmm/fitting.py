@@ -96,7 +96,8 @@ def fit(
     -----
     Derivatives through ``fit``, first and second, use the implicit function theorem.
     Parameters on the boundary and directions that the data do not identify are held
-    fixed.
+    fixed. ``grad``, ``hess`` and what tells how the fit ended are constants, and so are
+    ``vcov`` and ``vcov_beta`` of a generalized model.
 
     The likelihood of very few rows may have several optima, and this is the one that
     the start leads to; ``jax.vmap`` over ``start`` finds the others.
@@ -137,7 +138,11 @@ def check_fit(
         raise ValueError(
             f"start must have shape ({design.n_theta},); found {jnp.shape(start)}"
         )
-    return What(family, method, how, control or Control()), design
+    control = Control() if control is None else control
+    if not isinstance(control, Control):
+        kind = type(control).__name__
+        raise TypeError(f"control must be a jaxglmm.Control; found {kind}")
+    return What(family, method, how, control), design
 
 
 def fit_checked(

@@ -52,8 +52,8 @@ class GLMM:
     """A fitted mixed model with its names. Made by :func:`glmm`.
 
     ``fit`` holds the numbers (:class:`jaxglmm.Fit`, NumPy arrays), ``design`` the
-    arrays, ``frame`` the names and the encodings that new data need; ``n_quad`` and
-    ``priors`` are as :func:`glmm` was given them.
+    arrays, ``frame`` the names and the encodings that new data need; ``n_quad``,
+    ``priors`` and ``control`` are as :func:`glmm` was given them.
     """
 
     fit: Fit
@@ -64,6 +64,7 @@ class GLMM:
     formula: str
     n_quad: int | None = None
     priors: Callable[[Params], Any] | None = None
+    control: Control | None = None
 
     # ---- estimates -----------------------------------------------------------------
 
@@ -459,8 +460,9 @@ class GLMM:
             are crossed; else the outermost.
         statistic : callable, optional
             A JAX function of a :class:`Fit` whose value, a number or an array, is
-            followed beside the parameters.
+            followed beside the parameters. Use ``jax.numpy`` in it, and no ``float()``.
         control : Control, optional
+            That of the fit when left out.
         tile, threads, devices, progress
             As for :func:`jaxglmm.fit_batch`.
         checkpoint : str or Path, optional
@@ -471,6 +473,11 @@ class GLMM:
         -------
         Bootstrap
             Replicates of every parameter, with ``confint(method=...)``.
+
+        Warns
+        -----
+        ConvergenceWarning
+            Where the fit itself did not converge.
 
         Examples
         --------

@@ -302,7 +302,7 @@ def test_what_cannot_be_fitted_is_said():
         jg.fit_batch([design, slope])
     with pytest.raises(DesignError, match=r"start must have shape \(1,\) or \(3, 1\)"):
         jg.fit_batch(design, ys, start=np.ones((2, 1)))
-    with pytest.raises(ValueError, match="tile must be a positive integer; found 0"):
+    with pytest.raises(ValueError, match="tile must be a positive whole"):
         jg.fit_batch(design, ys, tile=0)
     with pytest.raises(ValueError, match="threads must be"):
         jg.fit_batch(design, ys, threads=1.5)

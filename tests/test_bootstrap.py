@@ -1,5 +1,7 @@
 """The bootstrap: its samples, its intervals, its likelihood ratios."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pandas as pd
@@ -7,9 +9,13 @@ import pytest
 from scipy import stats
 
 import jaxglmm as jg
+from jaxglmm.encoding import model_frame
+from jaxglmm.errors import ConvergenceWarning
+from jaxglmm.hostfit import to_design
+from jaxglmm.studies import bootstrap as bootstrap_module
 from jaxglmm.studies.bootstrap import _interval, _residual_source
 from jaxglmm.studies.cases import case_plan, draw_cases, top_factor
-from jaxglmm.studies.parameters import natural
+from jaxglmm.studies.parameters import natural, parameter_names
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +80,80 @@ def test_semiparametric_draws_have_the_estimated_covariances(slope):
     found = slope.bootstrap(300, key=1, kind="semiparametric", progress=False)
     error = found.summary()["std_error"]
     np.testing.assert_allclose(error.iloc[:2], slope.se, rtol=0.2)
+
+
+def test_semiparametric_draws_where_a_correlation_is_one():
+    rng = np.random.default_rng(0)
+    g, x = np.repeat(np.arange(40), 8), np.tile(np.linspace(-1.0, 1.0, 8), 40)
+    y = 1.0 + 2.0 * x + rng.normal(size=40)[g] * (1.0 + 1.5 * x) + rng.normal(size=320)
+    m = jg.glmm("y ~ x + (x | g)", {"y": y, "x": x, "g": g.astype(str)})
+    assert m.is_singular
+    _, (b,), _, _ = _residual_source(m)
+    Q = m.sigma**2 * m.factors[0] @ m.factors[0].T
+    np.testing.assert_allclose(b.T @ b / len(b), Q, rtol=1e-6)
+
+
+def test_quantities_of_one_name_are_two(dyestuff):
+    def sigma(fit):
+        return fit.params.sigma**2
+
+    found = dyestuff.bootstrap(60, key=1, statistic=sigma, progress=False)
+    assert list(found.estimate.index[-2:]) == ["sigma", "sigma (statistic)"]
+    interval = found.confint()
+    np.testing.assert_allclose(interval.iloc[-1], interval.iloc[-2] ** 2, rtol=0.05)
+    with pytest.raises(TypeError, match="statistic must be a JAX function of a Fit"):
+        dyestuff.bootstrap(10, key=1, statistic="sigma")
+    with pytest.raises(TypeError, match="must return a number or an array; found dict"):
+        dyestuff.bootstrap(10, key=1, statistic=lambda fit: {}, progress=False)
+
+
+def test_parameters_of_two_predictors_have_names_of_their_own():
+    data = jg.datasets.load("salamanders")
+    frame = model_frame("count ~ mined + (1 | site)", data, others={"zi": "~ (1|site)"})
+    names = parameter_names(to_design(frame), jg.Poisson(), True, frame)
+    assert names[-2:] == ["sd_(Intercept)|site", "zi_sd_(Intercept)|site"]
+    assert len(set(names)) == len(names)
+
+
+def test_bca_takes_rounding_for_what_it_is(rng):
+    draws = np.maximum(rng.normal(size=999), 0.0)
+    without = np.zeros(6)
+    exact = _interval(draws, 0.0, 0.95, "bca", without)
+    noise = 1e-27 * rng.normal(size=999)
+    noisy = _interval(draws + noise, 1e-29, 0.95, "bca", without + noise[:6])
+    np.testing.assert_allclose(noisy, exact, atol=1e-20)
+    assert exact[1] > 0.3
+
+
+def test_replicates_are_fitted_as_the_model_was(dyestuff, monkeypatch):
+    m = jg.glmm(
+        "Yield ~ 1 + (1 | Batch)", jg.datasets.dyestuff(),
+        control=jg.Control(max_iter=30),
+    )  # fmt: skip
+    asked = []
+
+    def ask(*arguments):
+        asked.append(arguments[-1])
+        raise InterruptedError
+
+    monkeypatch.setattr(bootstrap_module, "check_batch", ask)
+    for control in (None, jg.Control(max_iter=5)):
+        with pytest.raises(InterruptedError):
+            m.bootstrap(10, key=1, control=control)
+    assert [c.max_iter for c in asked] == [30, 5]
+
+
+def test_a_fit_that_did_not_converge_is_warned_of(dyestuff):
+    lost = dataclasses.replace(
+        dyestuff.fit, status=np.int32(jg.Status.MAX_ITER), converged=np.bool_(False)
+    )
+    lost = dataclasses.replace(dyestuff, fit=lost)
+    with pytest.warns(ConvergenceWarning, match="did not converge, so data drawn at"):
+        lost.bootstrap(8, key=1, progress=False)
+    with pytest.warns(ConvergenceWarning, match="did not converge, so data drawn at"):
+        jg.recovery_study(1, lost, n_sims=8, progress=False)
+    with pytest.warns(ConvergenceWarning, match="did not converge, so data drawn at"):
+        jg.power(lost, 0, key=1, n_sims=8, progress=False)
 
 
 def test_cases_are_levels_with_all_their_rows():
@@ -152,6 +232,35 @@ def test_likelihood_ratio_by_simulation(slope):
     other = jg.glmm("Yield ~ 1 + (1 | Batch)", jg.datasets.dyestuff())
     with pytest.raises(ValueError, match="not fitted to the same responses"):
         jg.bootstrap_lrt(other, slope, 10, key=1)
+
+
+def test_likelihood_ratios_of_models_that_do_not_compare(slope):
+    data = jg.datasets.sleepstudy().assign(w=2.0, z=np.arange(180) % 7)
+    plain = "Reaction ~ Days + (1 | Subject)"
+    pairs = {
+        "different weights": jg.glmm(plain, data, weights="w"),
+        "different offset": jg.glmm(plain, data, offset="2 * z"),
+        "with control=": jg.glmm(plain, data, control=jg.Control(max_iter=40)),
+        "fixed effect 'z', which": jg.glmm("Reaction ~ z + (1 | Subject)", data),
+        "effects of .* by 'z', which": jg.glmm("Reaction ~ Days + (1 | z)", data),
+    }
+    for message, m0 in pairs.items():
+        with pytest.raises(ValueError, match=message):
+            jg.bootstrap_lrt(m0, slope, 10, key=1)
+    with pytest.raises(TypeError, match="m1 must be a fitted GLMM; found Design"):
+        jg.bootstrap_lrt(slope, slope.design, 10, key=1)
+
+
+def test_a_ratio_of_zero_has_a_p_value_of_one():
+    """Both variances are zero in the data, and in many replicates."""
+    data = jg.datasets.load("dyestuff2")
+    there_and_back = np.tile([0, 1, 2, 3, 4, 4, 3, 2, 1, 0], 3)
+    data.loc[np.argsort(data["Yield"].to_numpy()), "day"] = there_and_back
+    m0 = jg.glmm("Yield ~ 1 + (1 | Batch)", data)
+    m1 = jg.glmm("Yield ~ 1 + (1 | Batch) + (1 | day)", data)
+    test = jg.bootstrap_lrt(m0, m1, 49, key=1, progress=False)
+    assert abs(test.statistic) < 1e-8
+    assert test.p_value == 1.0
 
 
 @pytest.mark.slow

@@ -311,6 +311,60 @@ print(described(family), described(jg.Control(optimizer=optimizer)))
 """
 
 
+def test_what_a_function_finds_in_its_module_counts(monkeypatch):
+    def both():
+        return described(_scaled), described(jax.jit(_scaled))
+
+    before = both()
+    assert before == both()
+    monkeypatch.setitem(globals(), "SCALE", 3.0)
+    assert all(a != b for a, b in zip(before, both()))
+    monkeypatch.undo()
+    monkeypatch.setitem(globals(), "_helper", lambda x: x + 1)
+    assert all(a != b for a, b in zip(before, both()))
+
+
+SCALE = 2.0
+
+
+def _helper(x):
+    return x
+
+
+def _scaled(fit):
+    return jnp.abs(_helper(fit.params.sigma)) * SCALE
+
+
+def test_damage_to_a_chunk_is_noticed(dyestuff, tmp_path):
+    _checkpointed(dyestuff, tmp_path, n_sims=32)
+    chunk = tmp_path / "REML" / "chunk-000001.parquet"
+    whole, bits = (
+        chunk.read_bytes(),
+        _bits(_checkpointed(dyestuff, tmp_path, n_sims=32)),
+    )
+    noticed = 0
+    for at in range(50, len(whole), len(whole) // 40):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1
+        chunk.write_bytes(bytes(flipped))
+        try:  # some bytes of a Parquet file say nothing
+            assert _bits(_checkpointed(dyestuff, tmp_path, n_sims=32)) == bits
+        except CheckpointError as error:
+            noticed += "is damaged" in str(error)
+    assert noticed > 10
+    chunk.write_bytes(whole)
+    manifest = tmp_path / "REML" / "study.json"
+    for content in (b"[]", b"{", b"\xff\xfe"):
+        manifest.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"study\.json is damaged"):
+            _checkpointed(dyestuff, tmp_path, n_sims=32)
+    manifest.unlink()  # chunks know their study without it
+    with pytest.raises(CheckpointError, match="belongs to another study; delete it"):
+        _checkpointed(dyestuff, tmp_path, n_sims=32, key=10)
+    with pytest.raises(TypeError, match="checkpoint must be a folder's path; found 5"):
+        _checkpointed(dyestuff, 5, n_sims=32)
+
+
 def test_another_process_says_the_same_of_objects():
     said = set()
     for seed in "01":

@@ -305,8 +305,8 @@ def test_checkpoint_is_resumed(tmp_path, command, monkeypatch):
     assert parts
     load, found = Checkpoint.load, []
 
-    def spy(self, index):
-        found.append(load(self, index))
+    def spy(self, index, n):
+        found.append(load(self, index, n))
         return found[-1]
 
     monkeypatch.setattr(Checkpoint, "load", spy)
@@ -336,6 +336,26 @@ def test_bad_input(tmp_path, command):
     assert "there is no folder" in refused(command, "--out", tmp_path / "no" / "t.csv")
     assert "there is no folder" in refused(command, "--plot", tmp_path / "no" / "p.png")
     assert "must end in one of" in refused(command, "--plot", tmp_path / "plot.foo")
+    assert "must end in .csv" in refused(command, "--out", tmp_path / "t.parquet")
+    (tmp_path / "own.csv").mkdir()
+    assert "is a directory" in refused(command, "--out", tmp_path / "own.csv")
+    data = tmp_path / "data.csv"
+    jg.datasets.dyestuff().to_csv(data, index=False)
+    message = refused(command, "--out", data, source=data)
+    assert "the results would overwrite" in message
+    assert len(data.read_text().splitlines()) == 31
+
+
+@EACH
+def test_a_fit_that_did_not_converge_is_no_truth(tmp_path, command):
+    x = np.arange(60) % 2
+    table = pd.DataFrame({"Yield": x, "x": x, "Batch": np.arange(60) // 10})
+    table.to_csv(tmp_path / "separated.csv", index=False)
+    message = refused(
+        command, "--family", "binomial", source=tmp_path / "separated.csv",
+        formula="Yield ~ x + (1 | Batch)",
+    )  # fmt: skip
+    assert "did not converge, so its estimates are no truth" in message
 
 
 def test_bad_checkpoint(tmp_path):

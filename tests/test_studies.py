@@ -7,9 +7,10 @@ import pytest
 from scipy import stats
 
 import jaxglmm as jg
+from jaxglmm.errors import ConvergenceWarning, Status
 from jaxglmm.studies.extend import extend
 from jaxglmm.studies.parameters import natural, parameter_names
-from jaxglmm.studies.power import PowerCurve
+from jaxglmm.studies.power import PowerCurve, _warn_of_failures
 from jaxglmm.studies.progress import Progress
 
 SLOPE = "Reaction ~ Days + (Days | Subject)"
@@ -155,6 +156,35 @@ def test_what_a_study_refuses(dyestuff):
         jg.recovery_study(1, design, params, methods=("EM",))
     with pytest.raises(TypeError, match="key must be an integer or a PRNG key"):
         jg.recovery_study("now", design, params)
+    with pytest.raises(ValueError, match="names must hold 3 names, each once; found"):
+        jg.recovery_study(1, design, params, names=["a", "a", "b"])
+    with pytest.raises(ValueError, match=r"n_quad=7 is for methods=\('AGQ',\)"):
+        jg.recovery_study(1, design, params, n_quad=7)
+    with pytest.raises(ValueError, match="of a Design needs params="):
+        jg.recovery_study(1, design)
+    with pytest.raises(ValueError, match="the family is the fitted model's"):
+        jg.recovery_study(1, dyestuff, family="poisson")
+    with pytest.raises(TypeError, match="a Design or a fitted GLMM; found Params"):
+        jg.recovery_study(1, params, params)
+    with pytest.raises(ValueError, match="truth of a generalized model: say family="):
+        jg.recovery_study(1, design, params.replace(psi=np.zeros(0)))
+    for wrong, message in (
+        (lambda key, d: d.X, "must return a Design; found"),
+        (lambda key, d: d.replace(X=d.X[:, :0]), "must keep the shapes"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            jg.recovery_study(1, design, params, n_sims=4, covariates=wrong)
+
+
+def test_a_study_of_a_fitted_model(dyestuff, study):
+    found = jg.recovery_study(
+        1, dyestuff, n_sims=len(study.records["REML"]["status"]), methods="REML",
+        progress=False,
+    )  # fmt: skip
+    assert found.names == ["(Intercept)", "sd_(Intercept)|Batch", "sigma"]
+    table = jg.recovery_study(1, dyestuff, n_sims=1, progress=False).summary()
+    assert table["bias"].isna().all()
+    assert table["n"].tolist() == [1, 1, 1]
 
 
 def test_pictures(study, slope):
@@ -162,7 +192,7 @@ def test_pictures(study, slope):
     assert [t.get_text() for t in ax.get_yticklabels()] == study.names
     points = pd.DataFrame({"effect": [1.0, 1.0, 2.0, 2.0], "n_levels": [5, 9, 5, 9]})
     p = np.array([[0.5, 0.01], [0.02, 0.01], [0.5, 0.6], [0.01, 0.01]])
-    curve = PowerCurve(points, p, "x", 0.05, 0.95)
+    curve = PowerCurve(points, p, np.zeros(p.shape, int), "x", 0.05, 0.95)
     ax = curve.plot()
     assert ax.get_xlabel() == "number of groups"
     assert len(ax.get_legend().get_texts()) == 2
@@ -174,7 +204,7 @@ def test_pictures(study, slope):
 def test_power_is_the_share_of_small_p_values():
     p = np.array([[0.01, 0.04, 0.2, np.nan], [0.9, 0.8, 0.7, 0.6]])
     points = pd.DataFrame({"effect": [1.0, 0.0]})
-    curve = PowerCurve(points, p, "x", 0.05, 0.95)
+    curve = PowerCurve(points, p, np.zeros(p.shape, int), "x", 0.05, 0.95)
     table = curve.to_frame()
     assert table["power"].tolist() == [0.5, 0.0]
     assert table["failed"].tolist() == [0.25, 0.0]
@@ -183,6 +213,17 @@ def test_power_is_the_share_of_small_p_values():
         np.testing.assert_allclose(
             table[["lower", "upper"]].iloc[i], [interval.low, interval.high]
         )
+
+
+def test_points_without_fits_have_no_power():
+    p = np.array([[0.01, 0.2, 0.3, 0.4], [np.nan] * 4])
+    status = np.array([[0] * 4, [int(Status.NOT_IDENTIFIED)] * 4])
+    curve = PowerCurve(pd.DataFrame({"rows": [5, 2]}), p, status, "x", 0.05, 0.95)
+    table = curve.to_frame()
+    assert table[["power", "lower", "upper"]].iloc[1].isna().all()
+    assert table["power"].iloc[0] == 0.25
+    with pytest.warns(ConvergenceWarning, match=r"100 % .* at rows 2 .* flat in some"):
+        _warn_of_failures(curve)
 
 
 @pytest.mark.parametrize("kind", ["wald", "lr"])
@@ -252,7 +293,45 @@ def test_extended_designs():
     np.testing.assert_array_equal(made.design.y[first], np.resize(y, 9))
 
 
+def test_arms_of_a_trial_keep_their_shares():
+    arm = np.repeat(np.arange(20) >= 10, 3)  # controls first
+    X = np.stack([np.ones(60), arm, np.arange(60) % 3], axis=1)
+    group = np.repeat(np.arange(20), 3)
+    design = jg.Design(X[:, 0], X, (jg.Term(X[:, :1], group),))
+    for n in (2, 8, 10, 30):
+        made = extend(design, 0, n).design
+        assert made.X[:, 1].mean() == 0.5
+        assert made.terms[0].n_levels == n
+    # where levels do not differ, the first ones
+    made = extend(design.replace(X=X[:, [0, 2]], y=np.arange(60.0)), 0, 7).design
+    np.testing.assert_array_equal(made.y, np.arange(21.0))
+
+
 def test_what_power_refuses(slope):
+    for test in (1.5, None):
+        with pytest.raises(TypeError, match="test must be the name or position of"):
+            jg.power(slope, test, key=1)
+    with pytest.raises(ValueError, match="effect is empty"):
+        jg.power_curve(slope, "Days", key=1, effect=[])
+    with pytest.raises(ValueError, match="n_levels is empty"):
+        jg.power_curve(slope, "Days", key=1, n_levels=[])
+    with pytest.raises(ValueError, match="n_sims must be a positive whole number"):
+        jg.power(slope, "Days", key=1, n_sims=None)
+    with pytest.raises(ValueError, match="cannot test all fixed effects at once"):
+        jg.power(slope, [0, 1], key=1, kind="lr")
+    with pytest.raises(ValueError, match="PQL has no likelihood"):
+        jg.power(
+            slope.design, 1, key=1, params=slope.fit.params.replace(psi=np.zeros(0)),
+            family="poisson", method="PQL", kind="lr",
+        )  # fmt: skip
+    for wrong, message in (
+        (lambda fit, design: fit.params.beta[1] > 0, "For a decision: jnp.where"),
+        (lambda fit, design: fit.params.beta, r"found an array of float64 and shape"),
+        (lambda fit, design: None, "must return a p-value; found NoneType"),
+        (lambda fit, design: 3.0, "from 0 to 1; found 3, and 3 more outside"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            jg.power(slope, wrong, key=1, n_sims=4, progress=False)
     with pytest.raises(ValueError, match="'Day', which is no fixed effect; there are"):
         jg.power(slope, "Day", key=1)
     with pytest.raises(ValueError, match="use power_curve for several"):

@@ -35,7 +35,7 @@ from jaxglmm.studies.checkpoint import (
     open_checkpoint,
     saving,
 )
-from jaxglmm.studies.lanes import Engine, Outcome, collect, default_threads
+from jaxglmm.studies.lanes import Engine, Outcome, check_count, collect, default_threads
 from jaxglmm.studies.progress import Progress
 from jaxglmm.studies.stacking import stack_designs
 from jaxglmm.typing import Array
@@ -81,7 +81,8 @@ def fit_batch(
         large designs, which are then fitted one after another; on other devices as many
         as keep them busy.
     threads : int, optional
-        Tiles that run at once on a single CPU device; by default one per processor.
+        Tiles that run at once where there is one device; by default one per processor
+        on a CPU, two on a GPU. Several devices take one part of a tile each.
     devices : sequence of jax.Device, optional
         Devices of this process and of one platform to run on, every one with its part
         of a call; by default ``jax.local_devices()``.
@@ -122,7 +123,14 @@ def fit_batch(
     >>> fits.params.beta.shape, int(fits.converged.sum())
     ((200, 1), 200)
     """
+    if hasattr(design, "frame"):
+        raise TypeError("design must be a Design; that of a fitted model is m.design")
     many = not isinstance(design, Design)
+    if not many and np.ndim(design.y) > 1:
+        raise DesignError(
+            f"design.y must have shape (n,); found {np.shape(design.y)}. Give several "
+            "designs as a list"
+        )
     if many and ys is not None:
         raise DesignError("give ys with one Design only; several have their own y")
     given = stack_designs(design) if many else design
@@ -240,13 +248,16 @@ def engine_for(
             f"all of one platform; found {devices} beside {local}"
         )
     for name, value in (("tile", tile), ("threads", threads)):
-        if value is not None and (value != int(value) or value < 1):
-            raise ValueError(f"{name} must be a positive integer; found {value!r}")
+        if value is not None:
+            check_count(name, value)
+    if len(set(devices)) < len(devices):
+        raise ValueError(f"devices must be different ones; found {devices}")
     if tile is None:
         tile = default_tile(what, design, devices[0].platform)
     if threads is None:
-        single = len(devices) == 1 and devices[0].platform == "cpu"
-        threads = default_threads() if single else 1
+        threads = 1
+        if len(devices) == 1:  # a GPU works on a tile while another's results travel
+            threads = default_threads() if devices[0].platform == "cpu" else 2
     most = -(-n // len(devices))
     tile = min(int(tile), 1 << (most - 1).bit_length())
     keep = isinstance(what.control.optimizer, str) and built_in(design.layout)

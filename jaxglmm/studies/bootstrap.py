@@ -10,8 +10,8 @@ With replicates t*_r of a quantity t, and alpha = 1 - level:
     percentile   quantiles of t* at alpha/2 and 1 - alpha/2
     basic        2 t minus these, in reverse
     BCa          quantiles at Phi(z0 + (z0 + z) / (1 - a (z0 + z))), z0 = Phi^-1 of the
-                 share of t* below t, a = sum d^3 / (6 (sum d^2)^(3/2)), d the mean less
-                 the values of t without one level of the top factor (jackknife)
+                 share of t* below t, ties by half; a = sum d^3 / (6 (sum d^2)^(3/2)),
+                 d the mean less the values of t without one level of the top factor
 
 References: Davison and Hinkley (1997), Bootstrap Methods and their Application;
 Efron (1987), J. Am. Stat. Assoc. 82(397), doi:10.1080/01621459.1987.10478410;
@@ -33,6 +33,7 @@ import pandas as pd
 
 from jaxglmm.control import Control
 from jaxglmm.designs import Design
+from jaxglmm.errors import ConvergenceError, Status
 from jaxglmm.families import Family, is_linear
 from jaxglmm.fitting import What, fit_checked
 from jaxglmm.results import Fit
@@ -41,13 +42,13 @@ from jaxglmm.studies.arrange import arrange
 from jaxglmm.studies.batch import check_batch
 from jaxglmm.studies.cases import case_plan, draw_cases, top_factor
 from jaxglmm.studies.checkpoint import described, design_facts
-from jaxglmm.studies.lanes import Outcome
+from jaxglmm.studies.lanes import Outcome, check_count
 from jaxglmm.studies.parameters import natural, parameter_names
 from jaxglmm.studies.study import (
     Running,
     as_key,
-    check_count,
     run_study,
+    warn_if_lost,
 )
 from jaxglmm.typing import Array
 
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 __all__ = ["Bootstrap", "BootstrapTest", "bootstrap", "bootstrap_lrt"]
 
 _KINDS = ("parametric", "semiparametric", "cases")
+_SAME_RATIO = 1e-6  # likelihood ratios nearer than that are the same
+_ROUNDING = 1e-6  # of a standard deviation: values nearer than that are the same
 
 
 @dataclass(frozen=True, repr=False)
@@ -101,8 +104,8 @@ class Bootstrap:
             raise ValueError(f"method={method!r} is not one of {', '.join(methods)}")
         without = self._without() if method == "bca" else None
         out = []
-        for j, (name, t) in enumerate(self.estimate.items()):
-            draws = self.replicates[name].to_numpy()
+        for j, t in enumerate(self.estimate):
+            draws = self.replicates.iloc[:, j].to_numpy()
             draws = draws[np.isfinite(draws)]
             out.append(
                 _interval(
@@ -157,10 +160,13 @@ def _interval(draws, t: float, level: float, method: str, without) -> tuple:
         low, high = np.quantile(draws, tails)
         return (2.0 * t - high, 2.0 * t - low)
     if method == "bca":
-        share = (np.sum(draws < t) + 0.5 * np.sum(draws == t)) / len(draws)
+        rounding = _ROUNDING * np.std(draws)  # zero but for it is zero
+        below, same = draws < t - rounding, np.abs(draws - t) <= rounding
+        share = (np.sum(below) + 0.5 * np.sum(same)) / len(draws)
         share = np.clip(share, 0.5 / len(draws), 1.0 - 0.5 / len(draws))
         z0 = norm.ppf(share)
         d = np.nanmean(without) - without[np.isfinite(without)]
+        d = np.where(np.abs(d) <= rounding, 0.0, d)
         size = np.sum(d**2)
         a = np.sum(d**3) / (6.0 * size**1.5) if size > 0 else 0.0
         z = z0 + norm.ppf(tails)
@@ -180,11 +186,17 @@ def bootstrap(
 ) -> Bootstrap:
     """Refit n samples; see :meth:`jaxglmm.GLMM.bootstrap`."""
     n = check_count("n", n)
+    if statistic is not None and not callable(statistic):
+        raise TypeError(
+            f"statistic must be a JAX function of a Fit; found {statistic!r}"
+        )
     if kind not in _KINDS:
         raise ValueError(f"kind={kind!r} is not one of {', '.join(map(repr, _KINDS))}")
     what, design = check_batch(
-        m.design, m.family, m.method, m.n_quad, m.priors, control
-    )
+        m.design, m.family, m.method, m.n_quad, m.priors,
+        m.control if control is None else control,
+    )  # fmt: skip
+    warn_if_lost(m)
     source, facts = _source(m, design, kind, by)
     prng = as_key(key)
     facts = {
@@ -199,6 +211,7 @@ def bootstrap(
     )  # fmt: skip
     names = parameter_names(m.design, m.family, m.is_generalized, m.frame)
     start, more = _at_fit(m, what, design, statistic)
+    more = [f"{name} (statistic)" if name in names else name for name in more]
     values = np.where(out["converged"][:, None], out["value"], np.nan)
 
     def without() -> np.ndarray:
@@ -233,13 +246,19 @@ def _residual_source(m: GLMM) -> tuple:
     for modes, Lam in zip(m.fit.b, m.factors):
         centred = modes - modes.mean(axis=0)
         S = centred.T @ centred / len(centred)
-        d, U = np.linalg.eigh(S)
-        inverse = np.where(d > 1e-12 * max(d.max(), 1e-300), d, np.inf) ** -0.5
-        b.append(sigma * (centred @ (U * inverse)) @ U.T @ Lam.T)
+        # symmetric roots: where Q is singular, so is S, with the same range
+        b.append(sigma * centred @ _root(S, -0.5) @ _root(Lam @ Lam.T, 0.5))
     w = np.asarray(m._weights)
     e = np.sqrt(w) * (np.asarray(m.design.y) - m._mu)
     e = e - e.mean()
     return m.fit.params, tuple(b), e * (sigma / np.sqrt(np.mean(e**2))), np.sqrt(w)
+
+
+def _root(S: np.ndarray, power: float) -> np.ndarray:
+    """Power of a symmetric matrix on its range."""
+    d, U = np.linalg.eigh(S)
+    inside = d > 1e-10 * max(d.max(), 1e-300)
+    return (U * np.where(inside, np.where(inside, d, 1.0) ** power, 0.0)) @ U.T
 
 
 def _response(kind: str, key: Array, design: Design, source, family: Family) -> Array:
@@ -279,7 +298,12 @@ def _quantities(fit: Fit, design: Design, family: Family, statistic) -> Array:
     value = natural(fit.params, design, family)
     if statistic is None:
         return value
-    return jnp.concatenate([value, jnp.ravel(jnp.asarray(statistic(fit), value.dtype))])
+    more = statistic(fit)
+    if not isinstance(more, (int, float, np.ndarray, np.generic, jax.Array)):
+        raise TypeError(
+            f"statistic must return a number or an array; found {type(more).__name__}"
+        )
+    return jnp.concatenate([value, jnp.ravel(jnp.asarray(more, value.dtype))])
 
 
 def _at_fit(m, what: What, design: Design, statistic) -> tuple[np.ndarray, list[str]]:
@@ -373,12 +397,23 @@ def bootstrap_lrt(
         Replicates.
     key : int or PRNG key
     control, tile, threads, devices, checkpoint, progress
-        As for :func:`jaxglmm.recovery_study`.
+        As for :func:`jaxglmm.recovery_study`; ``control`` is that of the fits when
+        left out.
 
     Returns
     -------
     BootstrapTest
-        With p = (1 + #{T* >= T}) / (1 + n) over the replicates that converged.
+        With p = (1 + #{T* >= T}) / (1 + n) over the replicates that converged; NaN
+        where none did.
+
+    Raises
+    ------
+    ValueError
+        Where m0 is not nested in m1: other rows or another family, fixed effects that
+        those of m1 do not span, or random effects that no term of m1 over the same
+        groups spans; other weights, offset, nodes, priors or control.
+    ConvergenceError
+        Where one of the two does not converge.
 
     Examples
     --------
@@ -391,7 +426,12 @@ def bootstrap_lrt(
     True
     """
     n = check_count("n", n)
+    for name, m in (("m0", m0), ("m1", m1)):
+        if not hasattr(m, "frame"):
+            raise TypeError(f"{name} must be a fitted GLMM; found {type(m).__name__}")
     method = _common_method(m0, m1)
+    _check_nested(m0, m1)
+    control = m0.control if control is None else control
     parts = [
         check_batch(m.design, m.family, method, m.n_quad, m.priors, control)
         for m in (m0, m1)
@@ -403,11 +443,17 @@ def bootstrap_lrt(
             for d in (small, large)
         ]
         observed = float(2.0 * (fits[1].loglik - fits[0].loglik))
+        for name, fit in zip(("m0", "m1"), fits):
+            if not fit.converged:
+                raise ConvergenceError(
+                    f"{name} does not converge by {method}, so there is no likelihood "
+                    f"to compare: {Status(int(fit.status))}"
+                )
         truth = jax.tree.map(np.asarray, fits[0].params)
     if observed < -1e-6:
         raise ValueError(
-            f"m1 has a lower likelihood than m0 (by {-observed / 2:.4g}), so m0 is not "
-            "nested in it; give the smaller model first"
+            f"m1 has a lower likelihood than m0 (by {-observed / 2:.4g}), which a "
+            "model that contains m0 cannot have; give the smaller model first"
         )
     prng = as_key(key)
     facts = {
@@ -421,10 +467,66 @@ def bootstrap_lrt(
     )  # fmt: skip
     ratios = np.where(out["converged"], out["ratio"], np.nan)
     used = ratios[np.isfinite(ratios)]
-    p = (1.0 + np.sum(used >= observed)) / (1.0 + len(used))
+    if not len(used):
+        return BootstrapTest(observed, np.nan, np.nan, ratios)
+    # ratios of zero, as of a variance of zero, are zero but for rounding
+    p = (1.0 + np.sum(used >= observed - _SAME_RATIO)) / (1.0 + len(used))
     return BootstrapTest(
         observed, float(p), float(np.sqrt(p * (1 - p) / len(used))), ratios
     )
+
+
+def _check_nested(m0: GLMM, m1: GLMM) -> None:
+    """Raise where a column of m0 is no combination of those of m1."""
+    small, large = m0.design, m1.design
+    frames = (m0.frame, *m0.frame.others)
+    fixed = [small.X, *(p.X for p in small.others)]
+    wide = [large.X, *(p.X for p in large.others)]
+    if len(fixed) > len(wide):
+        raise ValueError(
+            f"m0 has {len(fixed)} linear predictors, m1 has {len(wide)}, so m0 is not "
+            "nested in it; give the smaller model first"
+        )
+    for X, W, frame in zip(fixed, wide, frames):
+        alien = _outside(np.asarray(X), np.asarray(W))
+        if alien.any():
+            raise ValueError(
+                f"m0 has the fixed effect {frame.X_names[int(np.argmax(alien))]!r}, "
+                "which those of m1 do not contain, so m0 is not nested in it; give the "
+                "smaller model first"
+            )
+    for t, named in zip(small.terms, m0.frame.all_terms):
+        like = [
+            np.asarray(s.z)
+            for s in large.terms
+            if s.predictor == t.predictor and _same_groups(t.group, s.group)
+        ]
+        W = np.hstack([np.zeros((len(t.z), 1)), *like])
+        alien = _outside(np.asarray(t.z), W)
+        if alien.any():
+            raise ValueError(
+                f"m0 has random effects of {named.z_names[int(np.argmax(alien))]!r} by "
+                f"{named.group_name!r}, which those of m1 do not contain, so m0 is not "
+                "nested in it; give the smaller model first"
+            )
+
+
+def _outside(X: np.ndarray, W: np.ndarray) -> np.ndarray:
+    """Which columns of X (n, p) are no combination of those of W (n, q), (p,)."""
+    left = X - W @ np.linalg.lstsq(W, X, rcond=None)[0]
+    return np.linalg.norm(left, axis=0) > 1e-7 * np.linalg.norm(X, axis=0)
+
+
+def _same_groups(a: Any, b: Any) -> bool:
+    """Whether two codes (n,) sort the rows alike."""
+    pairs = np.unique(np.stack([np.asarray(a), np.asarray(b)]), axis=1)
+    return len(pairs[0]) == len(np.unique(a)) == len(np.unique(b))
+
+
+def _given(design: Design, name: str) -> np.ndarray:
+    """Weights or offset (n,), also where none were given."""
+    value, usual = getattr(design, name), 1.0 if name == "weights" else 0.0
+    return np.full(len(design.y), usual) if value is None else np.asarray(value)
 
 
 def _common_method(m0: GLMM, m1: GLMM) -> str:
@@ -433,6 +535,16 @@ def _common_method(m0: GLMM, m1: GLMM) -> str:
         raise ValueError("m0 and m1 were not fitted to the same responses")
     if m0.family != m1.family:
         raise ValueError(f"m0 has the family {m0.family}, m1 {m1.family}")
+    for name in ("weights", "offset"):
+        a, b = (_given(m.design, name) for m in (m0, m1))
+        if not np.array_equal(a, b):
+            raise ValueError(f"m0 and m1 have different {name}; fit both with the same")
+    for name in ("n_quad", "priors", "control"):
+        a, b = getattr(m0, name), getattr(m1, name)
+        if a != b:
+            raise ValueError(
+                f"m0 was fitted with {name}={a!r}, m1 with {name}={b!r}; fit both alike"
+            )
     if is_linear(m0.family) and not m0.is_generalized and not m1.is_generalized:
         same_X = np.array_equal(np.asarray(m0.design.X), np.asarray(m1.design.X))
         both = m0.method == m1.method == "REML"

@@ -4,13 +4,15 @@
     DIR/chunk-000012.parquet   one finished chunk: a row per lane, exact in every bit
 
 A chunk is written beside its place and moved there, so that a file which is there is
-whole. The same call reads the chunks that are there and computes the others; a call
-that differs is refused with what differs, by name.
+whole; it says which study it is of, and has a hash of its numbers. The same call reads
+the chunks that are there and computes the others; a call that differs is refused with
+what differs, by name.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import dis
 import functools
 import hashlib
 import json
@@ -39,6 +41,7 @@ __all__ = [
 ]
 
 _MANIFEST = "study.json"
+_NO_CHUNK = (AttributeError, KeyError, TypeError, ValueError)  # as foreign files raise
 
 
 class Checkpoint:
@@ -46,7 +49,7 @@ class Checkpoint:
 
     Parameters
     ----------
-    folder : str or Path
+    folder : Path
         Made where it does not exist.
     facts : dict
         Name -> value of everything that decides the results.
@@ -59,17 +62,18 @@ class Checkpoint:
         If the folder holds another study, or cannot be written.
     """
 
-    def __init__(self, folder: str | Path, facts: dict[str, Any], like: Any = None):
+    def __init__(self, folder: Path, facts: dict[str, Any], like: Any = None):
         _parquet()
         self.like = like
-        self.folder = Path(folder)
+        self.folder = folder
         versions = {"jaxglmm": jaxglmm.__version__, "jax": jax.__version__}
         mine = {k: fingerprint(v) for k, v in {**facts, **versions}.items()}
+        self.study = _digest(sorted(mine.items()))
         manifest = self.folder / _MANIFEST
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if manifest.exists():
-                self._compare(json.loads(manifest.read_text()), mine)
+                self._compare(json.loads(manifest.read_bytes()), mine)
             else:
                 _write(manifest, (json.dumps(mine, indent=1) + "\n").encode())
         except OSError as error:
@@ -77,7 +81,7 @@ class Checkpoint:
                 f"the checkpoint folder {self.folder} cannot be used: "
                 f"{error.strerror or error}. Give one that can be written."
             ) from error
-        except json.JSONDecodeError as error:
+        except (TypeError, ValueError) as error:  # no JSON, or another kind of it
             raise CheckpointError(
                 f"{manifest} is damaged ({error}); delete the folder to start again"
             ) from error
@@ -101,25 +105,30 @@ class Checkpoint:
         """Whether a chunk is there."""
         return self._path(index).exists()
 
-    def load(self, index: int) -> Outcome | None:
-        """A chunk that was finished earlier, or None."""
+    def load(self, index: int, n: int) -> Outcome | None:
+        """A chunk of n lanes that was finished earlier, or None."""
         path = self._path(index)
         if not path.exists():
             return None
         pa, pq = _parquet()
+        columns: dict[str, np.ndarray] = {}
         try:
             table = pq.read_table(path)
-        except (OSError, pa.ArrowInvalid) as error:
+            about = {k.decode(): v.decode() for k, v in table.schema.metadata.items()}
+            for name, (dtype, shape) in json.loads(about["arrays"]).items():
+                flat = [table[c].to_numpy() for c in _columns(name, shape)]
+                both = np.stack(flat, 1) if flat else np.zeros((table.num_rows, 0))
+                columns[name] = both.astype(dtype).reshape(table.num_rows, *shape)
+            if _digest(columns) != about["digest"]:
+                raise ValueError("its numbers are not those that were written")
+        except (OSError, pa.ArrowException, *_NO_CHUNK) as error:
             raise CheckpointError(
                 f"{path} is damaged ({error}); delete it and run the same call again"
             ) from error
-        columns: dict[str, np.ndarray] = {}
-        for name, (dtype, shape) in json.loads(
-            table.schema.metadata[b"arrays"]
-        ).items():
-            flat = [table[c].to_numpy() for c in _columns(name, shape)]
-            both = np.stack(flat, 1) if flat else np.zeros((table.num_rows, 0))
-            columns[name] = both.astype(dtype).reshape(table.num_rows, *shape)
+        if (about.get("study"), table.num_rows) != (self.study, n):
+            raise CheckpointError(
+                f"{path} belongs to another study; delete it, or give another folder"
+            )
         n_iter, converged = columns.pop(".n_iter"), columns.pop(".converged")
         if self.like is None:
             return Outcome(columns, n_iter, converged)
@@ -142,7 +151,10 @@ class Checkpoint:
             flat = x.reshape(len(x), -1)
             for c, label in enumerate(_columns(name, x.shape[1:])):
                 columns[label] = np.ascontiguousarray(flat[:, c])
-        table = pa.table(columns).replace_schema_metadata({"arrays": json.dumps(about)})
+        says = {
+            "study": self.study, "arrays": json.dumps(about), "digest": _digest(arrays)
+        }  # fmt: skip
+        table = pa.table(columns).replace_schema_metadata(says)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink)
         try:
@@ -197,29 +209,34 @@ def _parquet():
 
 
 def open_checkpoint(
-    folder: str | Path | None,
+    root: str | Path | None,
     what: What,
     n: int,
     engine: Engine,
     facts: dict[str, Any],
     like: Any = None,
+    folder: str = "",
 ) -> Checkpoint | None:
     """The folder of n lanes; None where none was asked for.
 
     Parameters
     ----------
+    root : str or Path, optional
+        As the user gave it; the lanes are in ``folder`` there.
     facts : dict
         What decides the results beside ``what``, n and the lanes of a call.
     """
-    if folder is None:
+    if root is None:
         return None
+    if not isinstance(root, (str, os.PathLike)):
+        raise TypeError(f"checkpoint must be a folder's path; found {root!r}")
     family, method, how, control = what
     facts = {
         **facts, "family": described(family), "method": method, "nodes": how.n_quad,
         "priors": described(how.prior), "control": described(control),
         "replicates": n, "lanes per call": engine.width,
     }  # fmt: skip
-    return Checkpoint(folder, facts, like)
+    return Checkpoint(Path(root) / folder, facts, like)
 
 
 def saving(chunks, saved: Checkpoint | None):
@@ -233,8 +250,8 @@ def saving(chunks, saved: Checkpoint | None):
 def described(x: Any) -> str:
     """What a value is, without addresses, so that another process says the same.
 
-    Functions count by name, code, defaults and what they close over; what they find
-    among the names of their module does not count.
+    Functions count by name, code, defaults, what they close over, and what they find
+    among the names of their own module; what is from other modules counts by name.
     """
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
         parts = [f"{f.name}={described(getattr(x, f.name))}" for f in _fields(x)]
@@ -245,7 +262,7 @@ def described(x: Any) -> str:
         return "None"
     if callable(x):
         name = getattr(x, "__qualname__", type(x).__name__)
-        return f"{name}{_digest(_insides(x, ()))}"
+        return f"{name}{_digest(_insides(x, {}))}"
     return fingerprint(x)
 
 
@@ -253,36 +270,61 @@ def _fields(x: Any) -> list:
     return [f for f in dataclasses.fields(x) if f.repr]
 
 
-def _insides(x: Any, above: tuple[int, ...]) -> Any:
-    """What makes a function do what it does; ``above`` it are those that hold it."""
-    if id(x) in above:
-        return "itself"
-    above = (*above, id(x))
-
-    def each(values) -> list:
-        return [_insides(v, above) for v in values]
-
+def _insides(x: Any, seen: dict[int, tuple[int, Any]]) -> Any:
+    """What makes a function do what it does; ``seen`` are objects met before."""
+    if isinstance(x, types.ModuleType):
+        return x.__name__
+    if isinstance(x, type):
+        return f"{x.__module__}.{x.__qualname__}"
     if isinstance(x, types.CodeType):
-        return [x.co_code.hex(), list(x.co_names), each(x.co_consts)]
-    if isinstance(x, functools.partial):
-        return each((x.func, x.args, sorted(x.keywords.items())))
-    if isinstance(x, types.MethodType):
-        return each((x.__func__, x.__self__))
-    if isinstance(x, types.FunctionType):
-        cells = [c.cell_contents for c in x.__closure__ or () if _is_filled(c)]
-        defaults = x.__defaults__ or (), sorted((x.__kwdefaults__ or {}).items())
-        return each((x.__code__, cells, *defaults))
-    if callable(getattr(x, "__wrapped__", None)):  # as jit leaves it
-        return _insides(x.__wrapped__, above)
-    if isinstance(x, (list, tuple)):
-        return each(x)
+        return [x.co_code.hex(), list(x.co_names), _each(x.co_consts, seen)]
+    if isinstance(x, tuple):
+        return _each(x, seen)
     if isinstance(x, (set, frozenset)):
-        return sorted(map(str, each(x)))
+        return sorted(map(str, _each(x, seen)))
+    by_address = " at 0x" in repr(x)
+    if by_address or isinstance(x, (list, dict)):
+        if id(x) in seen:
+            return f"number {seen[id(x)][0]}"
+        seen[id(x)] = len(seen), x  # held, so that no other gets its id
+    if isinstance(x, list):
+        return _each(x, seen)
     if isinstance(x, dict):
-        return [[str(k), _insides(v, above)] for k, v in x.items()]
-    if " at 0x" in repr(x):
-        return [type(x).__qualname__, _insides(getattr(x, "__dict__", {}), above)]
+        return [[str(k), _insides(v, seen)] for k, v in x.items()]
+    if isinstance(x, functools.partial):
+        return _each((x.func, x.args, sorted(x.keywords.items())), seen)
+    if isinstance(x, types.MethodType):
+        return _each((x.__func__, x.__self__), seen)
+    if isinstance(x, types.FunctionType):
+        cells = tuple(c.cell_contents for c in x.__closure__ or () if _is_filled(c))
+        usual = x.__defaults__, tuple(sorted((x.__kwdefaults__ or {}).items()))
+        return [*_each((x.__code__, cells, *usual), seen), _globals_of(x, seen)]
+    if callable(getattr(x, "__wrapped__", None)):  # as jit leaves it
+        return _insides(x.__wrapped__, seen)
+    if by_address:
+        return [_insides(type(x), seen), _insides(getattr(x, "__dict__", {}), seen)]
     return x
+
+
+def _each(values: Any, seen: dict[int, tuple[int, Any]]) -> list:
+    return [_insides(v, seen) for v in values]
+
+
+def _globals_of(fn: types.FunctionType, seen: dict[int, tuple[int, Any]]) -> list:
+    """What a function finds among its module's names, with these."""
+    out, codes = {}, [fn.__code__]
+    while codes:
+        code = codes.pop()
+        codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
+        for step in dis.get_instructions(code):
+            name = step.argval
+            if step.opname != "LOAD_GLOBAL" or name not in fn.__globals__:
+                continue
+            value = fn.__globals__[name]
+            home = getattr(value, "__module__", fn.__module__)
+            foreign = callable(value) and home != fn.__module__
+            out[name] = name if foreign else value
+    return [[name, _insides(out[name], seen)] for name in sorted(out)]
 
 
 def _is_filled(cell: types.CellType) -> bool:

@@ -1,7 +1,11 @@
 """Designs of other sizes made from a pilot's: more groups, more rows in each.
 
-Level L of the extended factor copies the rows of level L mod J of the pilot; row r of a
-level copies its row r mod n_L. Factors nested in the extended one get new levels with
+The levels of the pilot are put in an order in which the first n, for every n, hold
+their kinds in proportion: a kind is levels with the same values in the columns of X
+that are constant within levels and take few values, such as an arm of a trial; levels
+of one kind keep their order. Level L of the extended factor copies the rows of the
+pilot's level L mod J in that order; row r of a level copies its row r mod n_L, in the
+order of the data. Factors nested in the extended one get new levels with
 it, others keep theirs. All sizes of a curve are rows of the largest design, with weight
 zero where a smaller one has none, so that one compiled program serves them all.
 """
@@ -59,11 +63,12 @@ def extend(
             "to copy"
         )
     first = np.cumsum(counts) - counts
+    pilot = _in_proportion(np.asarray(design.X), codes, J)[np.arange(n_levels) % J]
     levels = np.arange(n_levels)
-    sizes = counts[levels % J] if rows is None else np.full(n_levels, rows)
+    sizes = counts[pilot] if rows is None else np.full(n_levels, rows)
     level = np.repeat(levels, sizes)
     place = np.arange(len(level)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    source = level % J
+    source = pilot[level]
     take = order[first[source] + place % counts[source]]
 
     def at(x):
@@ -77,6 +82,25 @@ def extend(
         at(design.y), at(design.X), terms, at(design.weights), at(design.offset), others
     )
     return Extended(made, level, place)
+
+
+def _in_proportion(X: np.ndarray, codes: np.ndarray, J: int) -> np.ndarray:
+    """Levels (J,) in an order whose beginnings hold every kind in proportion."""
+    low, high = np.full((J, X.shape[1]), np.inf), np.full((J, X.shape[1]), -np.inf)
+    np.minimum.at(low, codes, X)
+    np.maximum.at(high, codes, X)
+    few = [
+        j
+        for j in range(X.shape[1])
+        if np.array_equal(low[:, j], high[:, j]) and len(np.unique(low[:, j])) <= J / 2
+    ]
+    constant = np.column_stack([np.zeros(J), low[:, few]])
+    kind = np.unique(constant, axis=0, return_inverse=True)[1].reshape(-1)
+    within = np.zeros(J)
+    for k in range(kind.max() + 1):
+        members = np.flatnonzero(kind == k)
+        within[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.argsort(within, kind="stable")
 
 
 def _extended_term(t, codes: np.ndarray, J: int, take: np.ndarray, level: np.ndarray):

@@ -41,7 +41,7 @@ from jax.sharding import PartitionSpec
 from jaxglmm.compiled import run
 from jaxglmm.studies.progress import Progress
 
-__all__ = ["Chunk", "Engine", "Outcome", "collect", "spans"]
+__all__ = ["Chunk", "Engine", "Outcome", "check_count", "collect", "spans"]
 
 _CHUNK_TILES = 16
 _REST = 2.0  # f in (1)
@@ -86,7 +86,7 @@ class Engine:
     tile : int
         Lanes that are mapped together on one device; 1 for one after another.
     threads : int
-        Tiles that run at the same time where there is one device.
+        Tiles that are in work at the same time.
     devices : tuple of jax.Device
         Of this process.
     keep : bool
@@ -137,7 +137,7 @@ class Engine:
         n: int,
         limit: int,
         progress: Progress,
-        done: Callable[[int], Outcome | None] | None = None,
+        done: Callable[[int, int], Outcome | None] | None = None,
     ) -> Generator[tuple[int, Chunk], None, None]:
         """Numbered chunks of all lanes, in order; of several processes' its own.
 
@@ -153,7 +153,7 @@ class Engine:
             Largest number of evaluations of a lane; 0 where there is none.
         progress : Progress
         done : callable, optional
-            Chunk number -> Outcome of a chunk that was finished earlier, or None.
+            Chunk number, lanes -> Outcome of a chunk finished earlier, or None.
         """
         cap, parts = limit, spans(n, self.width)
         process, n_processes = jax.process_index(), jax.process_count()
@@ -181,8 +181,8 @@ class Engine:
         running: collections.deque[_Running] = collections.deque()
         try:
             for index in range(process, len(parts), n_processes):
-                earlier = None if done is None else done(index)
                 at = np.arange(*parts[index])
+                earlier = None if done is None else done(index, len(at))
                 chunk = _Running(index, at, cap, limit, self.settled, submit, earlier)
                 running.append(chunk)
                 if index == process:
@@ -239,6 +239,13 @@ def _together(tiles: list[Future]) -> Any:
 
 def _put(at: np.ndarray | slice, x: np.ndarray, new: np.ndarray) -> None:
     x[at] = new
+
+
+def check_count(name: str, n: Any) -> int:
+    """A positive whole number."""
+    if not isinstance(n, (int, float, np.number)) or not n >= 1 or n != int(n):
+        raise ValueError(f"{name} must be a positive whole number; found {n!r}")
+    return int(n)
 
 
 def spans(n: int, width: int) -> list[tuple[int, int]]:

@@ -4,7 +4,8 @@
     deviations and correlations, then sigma or the family's own parameters
 
 with Q = sigma^2 Lambda Lambda'. Names are those of lme4's ``confint``:
-``sd_Days|Subject``, ``cor_Days.(Intercept)|Subject``, ``sigma``.
+``sd_Days|Subject``, ``cor_Days.(Intercept)|Subject``, ``sigma``; those of further
+predictors begin with theirs: ``zi_(Intercept)``, ``zi_sd_(Intercept)|Subject``.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def parameter_names(
         names += [f"{o.name}_{x}" for o in frame.others for x in o.X_names]
         groups = [t.group_name for t in frame.all_terms]
         effects = [list(t.z_names) for t in frame.all_terms]
+        others = [o.name for o in frame.others]
     else:
         names = [f"beta[{i}]" for i in range(design.X.shape[1])]
         names += [
@@ -83,11 +85,13 @@ def parameter_names(
         ]
         groups = [f"term {t}" for t in range(len(design.terms))]
         effects = [[f"z{i}" for i in range(t.k)] for t in design.terms]
+        others = [f"others[{r}]" for r in range(len(design.others))]
     for term, group, z in zip(design.terms, groups, effects):
-        names += [f"sd_{x}|{group}" for x in z]
+        of = f"{others[term.predictor - 1]}_" if term.predictor else ""
+        names += [f"{of}sd_{x}|{group}" for x in z]
         if term.structure not in ("diag", "scalar"):
             pairs = [(i, j) for j in range(len(z)) for i in range(j + 1, len(z))]
-            names += [f"cor_{z[i]}.{z[j]}|{group}" for i, j in pairs]
+            names += [f"{of}cor_{z[i]}.{z[j]}|{group}" for i, j in pairs]
     return names + (list(family.own_names) if generalized else ["sigma"])
 
 

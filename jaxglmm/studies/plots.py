@@ -73,6 +73,10 @@ def plot_power(curve: PowerCurve, ax: Any) -> Any:
         "effect": "effect", "n_levels": "number of groups", "rows": "rows per group",
     }  # fmt: skip
     ax.set_xlabel(labels.get(str(x), ""))
+    if x is None:
+        ax.set_xticks([])
+        ax.set_xlim(-1.0, 1.0)
+    ax.set_title(curve.test, fontsize="medium")
     if others:
         ax.legend()
     return ax
@@ -98,11 +102,13 @@ def plot_bootstrap(boot: Bootstrap, interval: pd.DataFrame, axes: Any) -> Any:
         draws = draws[np.isfinite(draws)]
         if len(draws):
             ax.hist(draws, bins=_bins(draws), color="0.8")
-        ax.axvline(boot.estimate.iloc[j], color="C0")
+        ax.axvline(boot.estimate.iloc[j], color="C0", label="estimate")
         for end in ends[j][np.isfinite(ends[j])]:
-            ax.axvline(end, color="C0", ls=":")
+            line = ax.axvline(end, color="C0", ls=":")
+            line.set_label("interval" if end == ends[j][0] else "")
         ax.set_title(str(name), fontsize="medium")
         ax.set_yticks([])
+    flat[0].legend(fontsize="x-small")
     return flat[: len(names)]
 
 

@@ -6,7 +6,8 @@ compiled program. With p-values p_r of R replicates
 
     power = #{p_r <= alpha} / R,      interval of Clopper and Pearson
 
-A replicate whose fit did not converge rejects nothing, and is counted.
+A replicate whose fit did not converge rejects nothing, and is counted; where none did,
+there is no power to tell. A point at which many failed is warned of.
 
 References: Green and MacLeod (2016), Methods Ecol. Evol. 7(4),
 doi:10.1111/2041-210X.12504; Clopper and Pearson (1934), Biometrika 26(4),
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,7 @@ import pandas as pd
 
 from jaxglmm.control import Control
 from jaxglmm.designs import Design
-from jaxglmm.errors import DesignError
+from jaxglmm.errors import ConvergenceWarning, DesignError, Status
 from jaxglmm.families import Family, family_by_name, is_linear
 from jaxglmm.fitting import What, fit_checked
 from jaxglmm.linalg import spd_inverse
@@ -39,12 +41,12 @@ from jaxglmm.studies.arrange import arrange
 from jaxglmm.studies.batch import check_batch
 from jaxglmm.studies.checkpoint import described, design_facts
 from jaxglmm.studies.extend import Extended, extend
-from jaxglmm.studies.lanes import Outcome
+from jaxglmm.studies.lanes import Outcome, check_count
 from jaxglmm.studies.study import (
     Running,
     as_key,
-    check_count,
     run_study,
+    warn_if_lost,
 )
 from jaxglmm.typing import Array
 
@@ -59,8 +61,9 @@ class PowerCurve:
     ----------
     points : DataFrame
         What differs between points: ``effect``, ``n_levels``, ``rows``.
-    p_values : array (points, n_sims)
-        Not a number where the fit did not converge.
+    p_values, status : array (points, n_sims)
+        P-values, not a number where the fit did not converge; the
+        :class:`jaxglmm.Status` code of every fit.
     test : str
     alpha, level : float
         Size of the test; level of the intervals.
@@ -68,12 +71,16 @@ class PowerCurve:
 
     points: pd.DataFrame
     p_values: np.ndarray
+    status: np.ndarray
     test: str
     alpha: float
     level: float
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per point: power, its binomial interval, share of failed fits."""
+        """One row per point: power, its binomial interval, share of failed fits.
+
+        Power is not a number where all of them failed.
+        """
         from scipy.stats import beta
 
         n = self.p_values.shape[1]
@@ -87,6 +94,7 @@ class PowerCurve:
         table["lower"] = np.where(hits == 0, 0.0, lower)
         table["upper"] = np.where(hits == n, 1.0, upper)
         table["failed"] = np.mean(np.isnan(self.p_values), axis=1)
+        table.loc[table["failed"] == 1.0, ["power", "lower", "upper"]] = np.nan
         return table
 
     def summary(self) -> str:
@@ -177,14 +185,16 @@ def power_curve(
         Grouping factor that ``n_levels`` and ``rows`` are about: its name, or the
         position of its term. Needed where there are several.
     n_levels : int or sequence of int, optional
-        Numbers of levels; beyond the pilot's, its levels are copied in turn.
+        Numbers of levels: the first of the pilot's, but with its arms and the like in
+        proportion; beyond the pilot's, its levels are copied in turn.
     rows : int or sequence of int, optional
-        Numbers of rows in each level; beyond the pilot's, rows are copied in turn.
+        Numbers of rows in each level: its first in the order of the data, so sort
+        these; beyond the pilot's, rows are copied in turn, covariates and all.
     effect : float or sequence of float, optional
         True values of the tested effect, in place of that in ``params``.
     kind : {"wald", "lr"}
-        Wald z or chi-squared test; or the likelihood-ratio test, by ML for Gaussian
-        models. Both are asymptotic: with few groups they reject too often.
+        Wald z or chi-squared test; or the likelihood-ratio test, by ML or Laplace where
+        the method is REML. Both are asymptotic: with few groups they reject too often.
     alpha, level : float
         Size of the test; level of the intervals of power.
     control, tile, threads, devices, checkpoint, progress
@@ -194,6 +204,11 @@ def power_curve(
     -------
     PowerCurve
         With a point per value; several sequences are crossed.
+
+    Warns
+    -----
+    ConvergenceWarning
+        Where more than a tenth of the fits of a point did not converge.
 
     Examples
     --------
@@ -213,13 +228,14 @@ def power_curve(
         raise ValueError(f"kind must be 'wald' or 'lr'; found {kind!r}")
     pilot = _pilot(model, params, family, method, n_quad)
     tested = _tested(test, pilot)
-    if kind == "lr" and is_linear(pilot.family) and pilot.method in (None, "REML"):
-        pilot = dataclasses.replace(pilot, method="ML")
+    if kind == "lr":
+        pilot = _by_likelihood(pilot, tested)
     points = _points(tested, effect, n_levels, rows)
     largest = _largest(pilot, along, points)
     what, design = check_batch(
-        largest.design, pilot.family, pilot.method, pilot.n_quad, pilot.priors, control
-    )
+        largest.design, pilot.family, pilot.method, pilot.n_quad, pilot.priors,
+        pilot.control if control is None else control,
+    )  # fmt: skip
     all_levels = int(largest.level.max()) + 1
     weights = np.stack(
         [largest.weights(p.n_levels or all_levels, p.rows) for p in points]
@@ -241,9 +257,43 @@ def power_curve(
         label="power", facts=facts, own_code=not callable(tested),
     )  # fmt: skip
     p_values = np.where(out["converged"], out["p_value"], np.nan)
+    wrong = p_values[(p_values < 0.0) | (p_values > 1.0)]
+    if len(wrong):
+        raise ValueError(
+            f"test must return p-values, from 0 to 1; found {wrong[0]:.6g}, and "
+            f"{len(wrong) - 1} more outside"
+        )
     varied = pd.DataFrame(points).dropna(axis=1, how="all")
     p_values = p_values.reshape(len(points), n_sims)
-    return PowerCurve(varied, p_values, _describe(test, kind), alpha, level)
+    status = out["status"].reshape(len(points), n_sims)
+    curve = PowerCurve(varied, p_values, status, _describe(test, kind), alpha, level)
+    _warn_of_failures(curve)
+    return curve
+
+
+_MANY = 0.1  # share of fits that did not converge
+
+
+def _warn_of_failures(curve: PowerCurve) -> None:
+    failed = np.isnan(curve.p_values)
+    share = failed.mean(axis=1)
+    worst = int(np.argmax(share))
+    if share[worst] <= _MANY:
+        return
+    codes = curve.status[worst][failed[worst]]
+    codes = codes[[not Status(int(c)).ok for c in codes]]
+    why = "the p-values are not numbers"
+    if len(codes):
+        why = str(Status(int(np.bincount(codes).argmax())))
+    at = ", ".join(f"{k} {v:g}" for k, v in curve.points.iloc[worst].items())
+    n = int(np.sum(share > _MANY))
+    warnings.warn(
+        f"{100 * share[worst]:.3g} % of the fits {f'at {at} ' if at else ''}are not "
+        f"counted as rejections, most of them because: {why}."
+        + (f" {n} of {len(share)} points are like that." if len(share) > 1 else ""),
+        ConvergenceWarning,
+        stacklevel=3,
+    )
 
 
 # ---- what is asked -----------------------------------------------------------------
@@ -259,6 +309,23 @@ class _Pilot:
     effects: list[str]
     groups: list[str]
     priors: Any = None
+    control: Control | None = None
+
+
+def _by_likelihood(pilot: _Pilot, tested) -> _Pilot:
+    """The pilot with a method whose likelihoods with other fixed effects compare."""
+    if pilot.method == "PQL":
+        raise ValueError("kind='lr': PQL has no likelihood; use method='Laplace'")
+    if not callable(tested) and len(tested) == len(pilot.effects):
+        raise ValueError(
+            "kind='lr' cannot test all fixed effects at once, since the smaller model "
+            "would have none; use kind='wald'"
+        )
+    if is_linear(pilot.family) and pilot.method in (None, "REML"):
+        return dataclasses.replace(pilot, method="ML")
+    if pilot.method == "REML":
+        return dataclasses.replace(pilot, method="Laplace")
+    return pilot
 
 
 def _pilot(model, params, family, method, n_quad) -> _Pilot:
@@ -276,12 +343,14 @@ def _pilot(model, params, family, method, n_quad) -> _Pilot:
         raise TypeError(f"model must be a fitted GLMM or a Design; found {kind}")
     if family is not None:
         raise ValueError("the family is the fitted model's; leave family= out")
+    if params is None:
+        warn_if_lost(model)
     return _Pilot(
         model.design, model.fit.params if params is None else params, model.family,
         model.method if method is None else method,
         model.n_quad if method is None else n_quad,
         list(model.frame.X_names), [t.group_name for t in model.frame.all_terms],
-        model.priors,
+        model.priors, model.control,
     )  # fmt: skip
 
 
@@ -289,6 +358,11 @@ def _tested(test: Any, pilot: _Pilot) -> Any:
     """Positions of the tested effects, or the callable."""
     if callable(test):
         return test
+    if not isinstance(test, (str, int, np.integer, Sequence, np.ndarray)):
+        raise TypeError(
+            "test must be the name or position of a fixed effect, several of these, or "
+            f"a function (fit, design) -> p-value; found {test!r}"
+        )
     asked = [test] if isinstance(test, (str, int, np.integer)) else list(test)
     at = []
     for one in asked:
@@ -325,6 +399,8 @@ def _points(tested, effect, n_levels, rows) -> list[_Point]:
     effects: list[float | None] = [None]
     if effect is not None:
         values = np.atleast_1d(np.asarray(effect, float))
+        if not len(values):
+            raise ValueError("effect is empty; give values, or leave it out")
         if not np.isfinite(values).all():
             raise ValueError(f"effect must be finite; found {effect}")
         effects = [float(e) for e in values]
@@ -336,6 +412,8 @@ def _counts(name: str, given: Any) -> list[int | None]:
     if given is None:
         return [None]
     counts = [check_count(name, n) for n in np.atleast_1d(given)]
+    if not counts:
+        raise ValueError(f"{name} is empty; give numbers, or leave it out")
     if name == "n_levels" and min(counts) < 2:
         raise ValueError("n_levels must be at least 2")
     return list(counts)
@@ -393,7 +471,7 @@ def _replicate(what: What, tested, kind, n_sims, shared, i, max_iter) -> Outcome
     fit = fit_checked(what, design, None, max_iter)
     n_iter, converged = fit.n_iter, fit.converged
     if callable(tested):
-        p = jnp.reshape(jnp.asarray(tested(fit, design), y.dtype), ())
+        p = _given_p(tested(fit, design), y.dtype)
     elif kind == "wald":
         p = wald_p(fit, tested)
     else:
@@ -405,6 +483,20 @@ def _replicate(what: What, tested, kind, n_sims, shared, i, max_iter) -> Outcome
         converged = converged & less.converged
     result = {"p_value": p, "converged": converged, "status": fit.status}
     return Outcome(result, n_iter, converged)
+
+
+def _given_p(p: Any, dtype: Any) -> Array:
+    """What a user's test returned, as a p-value ()."""
+    if not isinstance(p, (int, float, np.ndarray, np.generic, jax.Array)):
+        raise TypeError(f"test must return a p-value; found {type(p).__name__}")
+    p = jnp.asarray(p)
+    if p.dtype == bool or p.size != 1:
+        raise TypeError(
+            "test must return one p-value, a number from 0 to 1; found an array of "
+            f"{p.dtype} and shape {p.shape}"
+            + (". For a decision: jnp.where(rejects, 0.0, 1.0)" if p.size == 1 else "")
+        )
+    return jnp.reshape(p, ()).astype(dtype)
 
 
 def wald_p(fit: Fit, tested: tuple[int, ...]) -> Array:

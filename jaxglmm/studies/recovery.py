@@ -20,12 +20,13 @@ from statistics import NormalDist
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
 from jaxglmm.control import Control
 from jaxglmm.designs import Design
-from jaxglmm.errors import Status
+from jaxglmm.errors import DesignError, Status
 from jaxglmm.families import Family, family_by_name
 from jaxglmm.fitting import What, fit_checked
 from jaxglmm.results import Params, check_params
@@ -33,14 +34,14 @@ from jaxglmm.simulation import simulate
 from jaxglmm.studies.arrange import arrange
 from jaxglmm.studies.batch import check_batch
 from jaxglmm.studies.checkpoint import described, design_facts
-from jaxglmm.studies.lanes import Outcome
+from jaxglmm.studies.lanes import Outcome, check_count
 from jaxglmm.studies.parameters import n_fixed, parameter_names, truth_of
 from jaxglmm.studies.study import (
     Running,
     as_key,
-    check_count,
     record,
     run_study,
+    warn_if_lost,
 )
 from jaxglmm.typing import Array
 
@@ -159,7 +160,7 @@ class RecoveryStudy:
 def _moments(error: np.ndarray) -> dict[str, float]:
     n = len(error)
     if n < 2:
-        return {}
+        return dict.fromkeys(("bias", "bias_mcse", "sd", "rmse", "rmse_mcse"), np.nan)
     rmse = float(np.sqrt(np.mean(error**2)))
     sd = float(np.std(error, ddof=1))
     spread = float(np.std(error**2, ddof=1))
@@ -174,8 +175,8 @@ def _moments(error: np.ndarray) -> dict[str, float]:
 
 def recovery_study(
     key: Any,
-    design: Design,
-    params: Params,
+    design: Any,
+    params: Params | None = None,
     family: str | Family | None = None,
     n_sims: int = 1000,
     methods: Sequence[str] | None = None,
@@ -198,11 +199,13 @@ def recovery_study(
     ----------
     key : int or PRNG key
         The same key gives the same data, whatever the machine.
-    design : Design
-        Its y is not used.
+    design : Design or GLMM
+        Its y is not used. Of a fitted model family, names and, where they are left out,
+        truth, method, nodes and control are taken too.
     params : Params
         The truth.
     family : str or Family, optional
+        As for :func:`jaxglmm.fit`; of a GLMM its own.
     n_sims : int
         Replicates.
     methods : sequence of str, optional
@@ -233,6 +236,9 @@ def recovery_study(
     ------
     CheckpointError
         If the folder holds a study that differs, or cannot be written.
+    DesignError, TypeError, ValueError
+        For parameters that do not fit the design or the family, and the like, before
+        anything is simulated.
 
     Examples
     --------
@@ -243,42 +249,78 @@ def recovery_study(
     >>> study = jg.recovery_study(1, design, params, n_sims=200, progress=False)
     >>> study.names
     ['beta[0]', 'sd_z0|term 0', 'sigma']
+    >>> m = jg.glmm("Yield ~ 1 + (1 | Batch)", jg.datasets.dyestuff())
+    >>> jg.recovery_study(1, m, n_sims=200, progress=False).names
+    ['(Intercept)', 'sd_(Intercept)|Batch', 'sigma']
     """
+    priors = frame = None
+    if hasattr(design, "frame"):
+        m = design
+        if family is not None:
+            raise ValueError("the family is the fitted model's; leave family= out")
+        if params is None:
+            warn_if_lost(m)
+            params = m.fit.params
+        if methods is None:
+            methods, n_quad = (m.method,), m.n_quad if n_quad is None else n_quad
+        control = m.control if control is None else control
+        design, frame, family, priors = m.design, m.frame, m.family, m.priors
+    elif not isinstance(design, Design):
+        kind = type(design).__name__
+        raise TypeError(f"design must be a Design or a fitted GLMM; found {kind}")
+    if params is None:
+        raise ValueError("recovery_study of a Design needs params=, the truth")
+    if family is None and params.psi is not None and not np.size(params.psi):
+        raise ValueError(
+            "params.psi is there, so this is the truth of a generalized model: say "
+            "family="
+        )
     family = family_by_name(family)
     n_sims = check_count("n_sims", n_sims)
     if not 0.0 < level < 1.0:
         raise ValueError(f"level must lie between 0 and 1; found {level}")
+    if isinstance(methods, str):
+        methods = (methods,)
     chosen: list[str | None] = [None] if methods is None else list(methods)
     if not chosen:
         raise ValueError("methods is empty; name one, or leave it out")
-    params, b = jax.tree.map(np.asarray, (params, b))
+    if n_quad is not None and "AGQ" not in chosen:
+        raise ValueError(f"n_quad={n_quad} is for methods=('AGQ',); leave it out")
+    truth: Params = jax.tree.map(np.asarray, params)
+    b = jax.tree.map(np.asarray, b)
     running = Running(tile, threads, devices, progress, checkpoint)
     prng, records = as_key(key), {}
-    check_params(params, design, 0 if params.psi is None else family.n_own)
+    check_params(truth, design, 0 if truth.psi is None else family.n_own)
+    labels = parameter_names(design, family, truth.psi is not None, frame)
+    if names is not None:
+        labels = _checked_names(names, len(labels))
     fits = [
         check_batch(
-            design, family, method, n_quad if method == "AGQ" else None, None, control
+            design, family, method, n_quad if method == "AGQ" else None, priors, control
         )
         for method in chosen
     ]
     for what, checked in fits:
         facts = {
-            **design_facts(checked), "params": params, "effects": b, "key": prng,
+            **design_facts(checked), "params": truth, "effects": b, "key": prng,
             "covariates": described(covariates),
         }  # fmt: skip
         # covariates drawn anew belong to rows in their own order
         parts = checked, None if covariates else arrange(checked)
         records[what.method] = run_study(
-            _replicate, what, (covariates,), (*parts, params, b, prng), checked,
+            _replicate, what, (covariates,), (*parts, truth, b, prng), checked,
             n_sims, running, label=f"recovery, {what.method}", facts=facts,
             folder=what.method, own_code=covariates is None,
         )  # fmt: skip
-    generalized = params.psi is not None
-    labels = parameter_names(design, family, generalized) if names is None else names
-    truth = truth_of(params, design, family)
-    if len(labels) != len(truth):
-        raise ValueError(f"names must hold {len(truth)} names; found {len(labels)}")
-    return RecoveryStudy(list(labels), truth, n_fixed(design), level, records)
+    values = truth_of(truth, design, family)
+    return RecoveryStudy(labels, values, n_fixed(design), level, records)
+
+
+def _checked_names(names: Sequence[str], n: int) -> list[str]:
+    labels = [str(name) for name in names]
+    if len(labels) != n or len(set(labels)) < n:
+        raise ValueError(f"names must hold {n} names, each once; found {labels}")
+    return labels
 
 
 def _replicate(what: What, covariates, shared, i, max_iter) -> Outcome:
@@ -286,8 +328,24 @@ def _replicate(what: What, covariates, shared, i, max_iter) -> Outcome:
     key_y: Array = key.replicate(i)
     if covariates is not None:
         key_x, key_y = jax.random.split(key_y)
-        design = covariates(key_x, design)
+        design = _drawn(covariates(key_x, design), design)
     y = simulate(key_y, params, design, what.family, b=b)
     data = design.replace(y=y) if arranged is None else arranged.with_response(y)
     fit = fit_checked(what, data, None, max_iter)
     return Outcome(record(fit, design, what.family), fit.n_iter, fit.converged)
+
+
+def _drawn(found: Any, design: Design) -> Design:
+    """What a user's function made of the design, if it is one of the same shape."""
+    if not isinstance(found, Design):
+        raise TypeError(
+            f"covariates must return a Design; found {type(found).__name__}. As in "
+            "design.replace(X=...)"
+        )
+    shapes = [[jnp.shape(x) for x in jax.tree.leaves(d)] for d in (found, design)]
+    if shapes[0] != shapes[1]:
+        raise DesignError(
+            f"covariates must keep the shapes of the design, {shapes[1]}; found "
+            f"{shapes[0]}"
+        )
+    return found

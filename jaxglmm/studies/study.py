@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import jax
 import numpy as np
 
 from jaxglmm.designs import Design
+from jaxglmm.errors import ConvergenceWarning
 from jaxglmm.families import Family
 from jaxglmm.fitting import What
 from jaxglmm.results import Fit
@@ -33,9 +35,9 @@ __all__ = [
     "Key",
     "Running",
     "as_key",
-    "check_count",
     "record",
     "run_study",
+    "warn_if_lost",
 ]
 
 
@@ -76,11 +78,15 @@ def as_key(key: Any) -> Key:
     return Key(np.asarray(jax.random.key_data(key)), str(jax.random.key_impl(key)))
 
 
-def check_count(name: str, n: Any) -> int:
-    """A positive whole number."""
-    if not np.ndim(n) == 0 or n != int(n) or n < 1:
-        raise ValueError(f"{name} must be a positive whole number; found {n!r}")
-    return int(n)
+def warn_if_lost(m: Any) -> None:
+    """Warn of a model that did not converge, whose estimates are no truth."""
+    if not m.converged:
+        warnings.warn(
+            "the fitted model did not converge, so data drawn at its estimates tell "
+            f"little: {m.status}",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
 
 
 def record(fit: Fit, design: Design, family: Family) -> dict[str, Array]:
@@ -126,9 +132,7 @@ def run_study(
     """
     engine = engine_for(what, design, n, running.tile, running.threads, running.devices)
     engine = dataclasses.replace(engine, keep=engine.keep and own_code)
-    root = running.checkpoint
-    at = None if root is None else Path(root) / folder
-    saved = open_checkpoint(at, what, n, engine, facts)
+    saved = open_checkpoint(running.checkpoint, what, n, engine, facts, folder=folder)
     with Progress(n, label, running.progress) as bar:
         chunks = engine.chunks(
             one,
