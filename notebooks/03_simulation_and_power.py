@@ -248,14 +248,14 @@ needed = {}
 for effect in effects[1:]:
     rows = power[power["effect"] == effect]
     needed[effect] = int(rows.loc[rows["lower"] >= 0.8, "n_levels"].min())
-    print(f"effect {effect:g}: surely 80 % power with {needed[effect]} subjects")
+    print(f"effect {effect:g}: interval above 80 % from {needed[effect]} subjects on")
 
 # %% [markdown]
 # The dotted line is a power of 80 %. For an effect of 5 ms a day the interval lies
 # above it from 18 subjects on, for 3 ms from 48 on. The number goes with the inverse
 # square of the effect, $(5/3)^2 \approx 2.8$. With 6 subjects the power is not even
-# what it seems: the Wald test rejects a true hypothesis two to three times as often as
-# it should.
+# what it seems: the Wald test rejects a true hypothesis about twice as often as it
+# should, a bias that more subjects take away.
 #
 # More measurements of the same subjects would help little. A subject's own slope varies
 # about $\beta_1$ with variance $Q_{11} + \sigma^2 / \sum_i (d_i - \bar d)^2 = 35 + 8$,
