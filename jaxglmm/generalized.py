@@ -36,6 +36,7 @@ from jaxglmm.designs import Design
 from jaxglmm.elimination import conditional_covariances, eliminate, split_terms
 from jaxglmm.errors import Status
 from jaxglmm.families import Family
+from jaxglmm.families.checks import in_range
 from jaxglmm.glmstarts import Start, first_point, link_of_response, near_response
 from jaxglmm.implicit import projected_inverse, solve
 from jaxglmm.laplace import GeneralizedModel, Point, constant, n_theta
@@ -116,16 +117,20 @@ class GeneralizedRaw(NamedTuple):
 # ---- rows --------------------------------------------------------------------------
 
 
-def _used_rows(design: Design) -> tuple[Array, Array, list[Array], list[Array]]:
+def _used_rows(
+    design: Design, family: Family
+) -> tuple[Array, Array, list[Array], list[Array]]:
     """Y and w, X of every predictor and z of every term; rows of weight zero emptied.
 
-    A negative weight or a code out of range makes the likelihood not finite.
+    A response that the family does not have, a negative weight or a code out of range
+    makes the likelihood not finite.
     """
     y, Xs, z = design.y, [design.X, *(p.X for p in design.others)], design.terms
     w = jnp.ones_like(y) if design.weights is None else design.weights
     w = jnp.where((w < 0) | ~codes_fit(design.terms), jnp.nan, w)
     unused = w == 0
     y = jnp.where(unused, y[jnp.argmax(~unused)], y)
+    w = jnp.where(in_range(y, family.support), w, jnp.nan)
 
     def emptied(v):
         return jnp.where(unused[:, None], 0.0, v)
@@ -154,14 +159,14 @@ def _row_data(design: Design, family: Family, y, w, Xs, z, unused: Array) -> Row
 
 def user_rows(design: Design, family: Family) -> RowData:
     """Rows in the user's own units."""
-    y, w, Xs, z = _used_rows(design)
+    y, w, Xs, z = _used_rows(design, family)
     width = sum(X.shape[1] for X in Xs)
     return _row_data(design, family, y, w, Xs, z, jnp.zeros(width, y.dtype))
 
 
 def inner_rows(design: Design, family: Family) -> tuple[RowData, Scales]:
     """Rows in inner units, and the way back."""
-    y, w, Xs, z = _used_rows(design)
+    y, w, Xs, z = _used_rows(design, family)
     used = lax.stop_gradient(jnp.where(w > 0, 1.0, 0.0).astype(y.dtype))
     one = jnp.ones((), y.dtype)
     maps = effect_maps(design.terms, z, used, one, jnp)

@@ -143,8 +143,9 @@ def linear_predictors(
 
 def over_rows(fn: Callable, data: RowData, *rows: Array) -> Any:
     """``fn(y, w, *row)`` of every row (n, ...), zero where rows do not count."""
-    # a row of weight zero stands for one of weight one that is not counted
-    used = data.w > 0
+    # a row of weight zero stands for one of weight one that does not count; a weight
+    # that is no number does, and makes everything not finite
+    used = data.w != 0
     out = jax.vmap(fn)(data.y, jnp.where(used, data.w, 1.0), *rows)
     return jax.tree.map(
         lambda x: jnp.where(used.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0), out

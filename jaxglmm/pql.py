@@ -27,10 +27,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxglmm.control import Control
-from jaxglmm.crossproducts import cross_products
+from jaxglmm.crossproducts import codes_fit, cross_products
 from jaxglmm.designs import Design
 from jaxglmm.errors import Status
 from jaxglmm.families import Family
+from jaxglmm.families.checks import in_range
 from jaxglmm.linear import estimate, to_user_units
 from jaxglmm.results import Fit
 from jaxglmm.simulation import linear_predictor
@@ -81,7 +82,9 @@ def fit_pql(
     """
     dtype = design.y.dtype
     w = jnp.ones_like(design.y) if design.weights is None else design.weights
-    used = w > 0
+    wrong = (w < 0) | ~codes_fit(design.terms) | ~in_range(design.y, family.support)
+    w = jnp.where(wrong & (w != 0), jnp.nan, w)
+    used = w != 0
     y = jnp.where(used, design.y, design.y[jnp.argmax(used)])
     psi = jnp.zeros(family.n_own, dtype)
     reml = jnp.asarray(control.working_model == "REML", dtype)

@@ -289,6 +289,33 @@ def test_at_its_limit_it_is_the_poisson_fit(groups):
     np.testing.assert_allclose(m.se, poisson.se, rtol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["Laplace", "PQL"])
+def test_what_is_no_data_of_the_family_has_no_fit(method):
+    """Inside jit nothing can be refused; the status says it."""
+    rng = np.random.default_rng(4)
+    g, x = np.arange(60) // 10, rng.normal(size=60)
+    y = jnp.asarray(rng.poisson(np.exp(1.0 + 0.3 * x + rng.normal(size=6)[g])), float)
+    X = jnp.asarray(np.stack([np.ones(60), x], axis=1))
+
+    @jax.jit
+    def status(y, w, group):
+        design = jg.Design(y, X, (jg.Term(X[:, :1], group, 6),), w)
+        return jg.fit(design, "poisson", method).status
+
+    w, group = jnp.ones(60), jnp.asarray(g)
+    assert int(status(y, w, group)) == Status.CONVERGED
+    assert int(status(y.at[7].set(-1.0), w.at[7].set(0.0), group)) == Status.CONVERGED
+    wrong = [
+        (y.at[7].set(-1.0), w, group),
+        (y.at[7].set(jnp.nan), w, group),
+        (y, w.at[7].set(-1.0), group),
+        (y, w, group + 1),
+        (y, w, group - 1),
+    ]
+    for arguments in wrong:
+        assert int(status(*arguments)) == Status.NONFINITE
+
+
 @pytest.mark.parametrize(
     "link", ["sqrt", pytest.param("identity", marks=pytest.mark.slow)]
 )

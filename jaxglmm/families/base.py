@@ -101,7 +101,7 @@ class Family:
 
     def log_kernel(self, y: Array, eta: Array, psi: Array, w: Array) -> Array:
         """Part of the log-likelihood that depends on eta or psi, (); 0 where w is 0."""
-        used = jnp.asarray(w) > 0
+        used = jnp.asarray(w) != 0
         y, at = jnp.where(used, y, self.inside), jnp.where(used, w, 1.0)
         return jnp.where(used, self._log_kernel(y, eta, psi, at), 0.0)
 
@@ -110,7 +110,7 @@ class Family:
 
         It is zero at y = 0 where zero has a probability (``has_zero``).
         """
-        used = jnp.asarray(w) > 0
+        used = jnp.asarray(w) != 0
         y, at = jnp.where(used, y, self.inside), jnp.where(used, w, 1.0)
         return jnp.where(used, self._log_base(y, at), 0.0)
 

@@ -6,12 +6,13 @@ Host side, NumPy: y (n,), weights (n,) or None. Rows of weight zero are not look
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from jaxglmm.errors import DataError
 
-__all__ = ["ROLES", "SUPPORTS", "check_support", "check_weights"]
+__all__ = ["ROLES", "SUPPORTS", "check_support", "check_weights", "in_range"]
 
 _SHOWN = 5
 
@@ -43,6 +44,21 @@ SUPPORTS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
         "counts 1, 2, 3, ...",
     ),
 }
+
+
+def in_range(y: Any, support: str) -> Any:
+    """Whether values are in the range of a support, whole or not; traced ones too."""
+    if support == "positive":
+        return y > 0
+    if support in ("nonnegative", "count"):
+        return y >= 0
+    if support == "positive count":
+        return y >= 1
+    if support == "unit":
+        return (y > 0) & (y < 1)
+    if support == "proportion":
+        return (y >= 0) & (y <= 1)
+    return y == y
 
 
 def listed(rows: np.ndarray, values: np.ndarray) -> str:
