@@ -117,20 +117,16 @@ class GeneralizedRaw(NamedTuple):
 # ---- rows --------------------------------------------------------------------------
 
 
-def _used_rows(
-    design: Design, family: Family
-) -> tuple[Array, Array, list[Array], list[Array]]:
+def _used_rows(design: Design) -> tuple[Array, Array, list[Array], list[Array]]:
     """Y and w, X of every predictor and z of every term; rows of weight zero emptied.
 
-    A response that the family does not have, a negative weight or a code out of range
-    makes the likelihood not finite.
+    A negative weight or a code out of range makes the likelihood not finite.
     """
     y, Xs, z = design.y, [design.X, *(p.X for p in design.others)], design.terms
     w = jnp.ones_like(y) if design.weights is None else design.weights
     w = jnp.where((w < 0) | ~codes_fit(design.terms), jnp.nan, w)
     unused = w == 0
     y = jnp.where(unused, y[jnp.argmax(~unused)], y)
-    w = jnp.where(in_range(y, family.support), w, jnp.nan)
 
     def emptied(v):
         return jnp.where(unused[:, None], 0.0, v)
@@ -150,7 +146,9 @@ def _row_data(design: Design, family: Family, y, w, Xs, z, unused: Array) -> Row
     assert plan is not None
     codes = tuple(design.terms[b.terms[0]].group for b in layout.blocks)
     columns = tuple(block_columns(layout, z, jnp))
+    # a response that the family does not have makes the likelihood not finite
     base = jnp.sum(jax.vmap(family.log_base)(y, w))
+    base = jnp.where(jnp.all(in_range(y, family.support)), base, jnp.nan)
     return RowData(
         y, w, tuple(Xs), _offsets(design), columns, codes, plan.parents, plan.pairs,
         base, unused,
@@ -159,14 +157,14 @@ def _row_data(design: Design, family: Family, y, w, Xs, z, unused: Array) -> Row
 
 def user_rows(design: Design, family: Family) -> RowData:
     """Rows in the user's own units."""
-    y, w, Xs, z = _used_rows(design, family)
+    y, w, Xs, z = _used_rows(design)
     width = sum(X.shape[1] for X in Xs)
     return _row_data(design, family, y, w, Xs, z, jnp.zeros(width, y.dtype))
 
 
 def inner_rows(design: Design, family: Family) -> tuple[RowData, Scales]:
     """Rows in inner units, and the way back."""
-    y, w, Xs, z = _used_rows(design, family)
+    y, w, Xs, z = _used_rows(design)
     used = lax.stop_gradient(jnp.where(w > 0, 1.0, 0.0).astype(y.dtype))
     one = jnp.ones((), y.dtype)
     maps = effect_maps(design.terms, z, used, one, jnp)
