@@ -202,6 +202,12 @@ def test_cases_of_crossed_factors():
         crossed.bootstrap(10, key=1, kind="cases")
     found = crossed.bootstrap(48, key=1, kind="cases", by="plate", progress=False)
     assert found.replicates["sd_(Intercept)|plate"].std() > 0.0
+    # the factor of BCa intervals may be said later, and be another
+    given, other = (found.confint(method="bca", by=by) for by in (None, "sample"))
+    assert np.isfinite(other).all(axis=None)
+    assert not np.allclose(given, other)
+    with pytest.raises(ValueError, match="by='plate' is for method='bca'"):
+        found.confint(by="plate")
 
 
 def test_what_the_bootstrap_refuses(dyestuff):

@@ -308,7 +308,7 @@ def test_arms_of_a_trial_keep_their_shares():
 
 
 def test_what_power_refuses(slope):
-    for test in (1.5, None):
+    for test in (1.5, None, True):
         with pytest.raises(TypeError, match="test must be the name or position of"):
             jg.power(slope, test, key=1)
     with pytest.raises(ValueError, match="effect is empty"):

@@ -81,9 +81,11 @@ class Bootstrap:
     replicates: pd.DataFrame
     status: np.ndarray
     kind: str
-    _without: Callable[[], np.ndarray]
+    _without: Callable[[str | None], np.ndarray]
 
-    def confint(self, level: float = 0.95, method: str = "percentile") -> pd.DataFrame:
+    def confint(
+        self, level: float = 0.95, method: str = "percentile", by: str | None = None
+    ) -> pd.DataFrame:
         """Confidence intervals, a row per quantity.
 
         Parameters
@@ -91,6 +93,8 @@ class Bootstrap:
         level : float
         method : {"percentile", "basic", "bca"}
             BCa refits the model without each level of the top grouping factor.
+        by : str, optional
+            That factor, where factors are crossed and the bootstrap was not given one.
 
         Returns
         -------
@@ -102,7 +106,9 @@ class Bootstrap:
         methods = ("percentile", "basic", "bca")
         if method not in methods:
             raise ValueError(f"method={method!r} is not one of {', '.join(methods)}")
-        without = self._without() if method == "bca" else None
+        if by is not None and method != "bca":
+            raise ValueError(f"by={by!r} is for method='bca'; leave it out")
+        without = self._without(by) if method == "bca" else None
         out = []
         for j, t in enumerate(self.estimate):
             draws = self.replicates.iloc[:, j].to_numpy()
@@ -214,8 +220,9 @@ def bootstrap(
     more = [f"{name} (statistic)" if name in names else name for name in more]
     values = np.where(out["converged"][:, None], out["value"], np.nan)
 
-    def without() -> np.ndarray:
-        return _jackknife(m, what, design, by, statistic, running)
+    def without(factor: str | None) -> np.ndarray:
+        factor = by if factor is None else factor
+        return _jackknife(m, what, design, factor, statistic, running)
 
     return Bootstrap(
         pd.Series(start, names + more, name="estimate"),
@@ -324,20 +331,20 @@ def _at_fit(m, what: What, design: Design, statistic) -> tuple[np.ndarray, list[
 def _jackknife(m, what: What, design, by, statistic, running: Running) -> np.ndarray:
     """Values without each level of the top factor, (J, q)."""
     term = design.terms[top_factor(m, by)]
-    levels = np.arange(term.n_levels)
-    w = np.ones_like(design.y) if design.weights is None else design.weights
-    weights = np.where(np.asarray(term.group)[None, :] == levels[:, None], 0.0, w)
     running = dataclasses.replace(running, checkpoint=None)
     out = run_study(
-        _leave_out, what, (statistic,), (design, weights), design, len(levels), running,
-        label="jackknife", facts={}, own_code=statistic is None,
+        _leave_out, what, (statistic,), (design, np.asarray(term.group)), design,
+        term.n_levels, running, label="jackknife", facts={},
+        own_code=statistic is None,
     )  # fmt: skip
     return np.where(out["converged"][:, None], out["value"], np.nan)
 
 
 def _leave_out(what: What, statistic, shared, i, max_iter) -> Outcome:
-    design, weights = shared
-    return _value(what, design.replace(weights=weights[i]), statistic, max_iter)
+    design, group = shared
+    w = jnp.ones_like(design.y) if design.weights is None else design.weights
+    w = jnp.where(group == i.astype(group.dtype), 0.0, w)
+    return _value(what, design.replace(weights=w), statistic, max_iter)
 
 
 # ---- likelihood ratios -------------------------------------------------------------

@@ -358,7 +358,8 @@ def _tested(test: Any, pilot: _Pilot) -> Any:
     """Positions of the tested effects, or the callable."""
     if callable(test):
         return test
-    if not isinstance(test, (str, int, np.integer, Sequence, np.ndarray)):
+    single = isinstance(test, (str, int, np.integer, Sequence, np.ndarray))
+    if isinstance(test, bool) or not single:
         raise TypeError(
             "test must be the name or position of a fixed effect, several of these, or "
             f"a function (fit, design) -> p-value; found {test!r}"
