@@ -48,7 +48,7 @@ _HOMES = {
     "Status": "errors",
     "Structure": "covariance",
     "Term": "designs",
-    "bootstrap_lrt": "studies.bootstrap",
+    "bootstrap_lrt": "studies.nested",
     "clear_cache": "compiled",
     "design": "doors",
     "fit": "fitting",
@@ -108,7 +108,7 @@ if TYPE_CHECKING:
     from jaxglmm.results import Params as Params
     from jaxglmm.simulation import simulate as simulate
     from jaxglmm.studies.batch import fit_batch as fit_batch
-    from jaxglmm.studies.bootstrap import bootstrap_lrt as bootstrap_lrt
+    from jaxglmm.studies.nested import bootstrap_lrt as bootstrap_lrt
     from jaxglmm.studies.power import power as power
     from jaxglmm.studies.power import power_curve as power_curve
     from jaxglmm.studies.recovery import recovery_study as recovery_study
