@@ -130,15 +130,16 @@ def _target(ctx: click.Context, param: click.Parameter, path: str | None) -> str
             raise click.BadParameter(
                 f"{path} must end in one of {', '.join('.' + k for k in sorted(kinds))}"
             )
-    new = not Path(path).exists()
+    file = Path(path).resolve()
+    new = not file.exists()
     try:
-        open(path, "ab").close()
+        open(file, "ab").close()
     except OSError as error:
         raise click.BadParameter(
             f"{path} cannot be written: {error.strerror}"
         ) from None
     if new:
-        Path(path).unlink()
+        file.unlink()
     return path
 
 
@@ -297,8 +298,8 @@ def _draw(report: _Report, path: str) -> None:
     "--n-levels",
     type=_COUNTS,
     multiple=True,
-    help="Numbers of groups; repeatable. Fewer than in DATA are the first ones, with "
-    "arms and the like in proportion.  [default: as in DATA]",
+    help="Numbers of groups; repeatable. Fewer than in DATA keep arms and the like "
+    "about in proportion.  [default: as in DATA]",
 )
 @click.option(
     "--rows",

@@ -1,6 +1,7 @@
 """The bootstrap: its samples, its intervals, its likelihood ratios."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from jaxglmm.hostfit import to_design
 from jaxglmm.studies import bootstrap as bootstrap_module
 from jaxglmm.studies.bootstrap import _interval, _residual_source
 from jaxglmm.studies.cases import case_plan, draw_cases, top_factor
+from jaxglmm.studies.nested import _check_nested, _common_method
 from jaxglmm.studies.parameters import natural, parameter_names
 
 
@@ -88,6 +90,14 @@ def test_semiparametric_draws_where_a_correlation_is_one():
     y = 1.0 + 2.0 * x + rng.normal(size=40)[g] * (1.0 + 1.5 * x) + rng.normal(size=320)
     m = jg.glmm("y ~ x + (x | g)", {"y": y, "x": x, "g": g.astype(str)})
     assert m.is_singular
+    _, (b,), _, _ = _residual_source(m)
+    Q = m.sigma**2 * m.factors[0] @ m.factors[0].T
+    np.testing.assert_allclose(b.T @ b / len(b), Q, rtol=1e-6)
+
+
+def test_semiparametric_draws_do_not_depend_on_units():
+    data = jg.datasets.sleepstudy().assign(x=lambda d: 1e6 * d["Days"])
+    m = jg.glmm("Reaction ~ x + (x | Subject)", data)
     _, (b,), _, _ = _residual_source(m)
     Q = m.sigma**2 * m.factors[0] @ m.factors[0].T
     np.testing.assert_allclose(b.T @ b / len(b), Q, rtol=1e-6)
@@ -248,13 +258,58 @@ def test_likelihood_ratios_of_models_that_do_not_compare(slope):
         "different offset": jg.glmm(plain, data, offset="2 * z"),
         "with control=": jg.glmm(plain, data, control=jg.Control(max_iter=40)),
         "fixed effect 'z', which": jg.glmm("Reaction ~ z + (1 | Subject)", data),
-        "effects of .* by 'z', which": jg.glmm("Reaction ~ Days + (1 | z)", data),
+        "effects of .* by 'z', whose": jg.glmm("Reaction ~ Days + (1 | z)", data),
     }
     for message, m0 in pairs.items():
         with pytest.raises(ValueError, match=message):
             jg.bootstrap_lrt(m0, slope, 10, key=1)
     with pytest.raises(TypeError, match="m1 must be a fitted GLMM; found Design"):
         jg.bootstrap_lrt(slope, slope.design, 10, key=1)
+
+
+PAIRS = [
+    ("M + (1 | W) + (1 | W:M)", "M + (0 + M | W)", True),
+    ("M + (1 | W)", "M + (0 + M | W)", True),
+    ("M + (1 | W)", "M + diag(0 + M | W)", False),
+    ("M + (1 | W:M)", "M + diag(0 + M | W)", True),
+    ("x + diag(1 + x | W)", "x + diag(1 + x + M | W)", True),
+    ("x + (x || W)", "x + (x | W)", True),
+    ("x + (x | W)", "x + (x + M || W)", False),
+    ("x + (1 | W)", "x + (1 | W/M)", True),
+    ("x + (1 | W/M)", "x + (1 | W)", False),
+    ("inc + (1 | W)", "inc + I(inc**2) + (1 | W)", True),
+    ("M + (1 | W)", "0 + M + (1 | W)", True),
+]
+
+
+@pytest.mark.parametrize(("small", "large", "nested"), PAIRS)
+def test_which_models_are_nested(small, large, nested):
+    rng = np.random.default_rng(2)
+    data = pd.DataFrame(
+        {
+            "y": rng.normal(size=90), "x": rng.normal(size=90),
+            "inc": rng.uniform(1e6, 2e6, size=90),
+            "W": np.repeat(list("abcdef"), 15), "M": list("uvw") * 30,
+        }
+    )  # fmt: skip
+    frames = [model_frame(f"y ~ {f}", data) for f in (small, large)]
+    m0, m1 = (SimpleNamespace(frame=f, design=to_design(f)) for f in frames)
+    if nested:
+        _check_nested(m0, m1)
+        return
+    with pytest.raises(ValueError, match="not nested in it; give the smaller model"):
+        _check_nested(m0, m1)
+
+
+def test_restricted_likelihoods_of_other_fixed_effects_are_not_compared():
+    cbpp = jg.datasets.load("cbpp")
+    options = {"data": cbpp, "family": "binomial", "method": "REML"}
+    models = [
+        jg.glmm(f"incidence/size ~ {x} + (1 | herd)", weights="size", **options)
+        for x in ("1", "size", "1")
+    ]
+    assert _common_method(*models[:2]) == "Laplace"
+    assert _common_method(models[0], models[2]) == "REML"
 
 
 def test_a_ratio_of_zero_has_a_p_value_of_one():

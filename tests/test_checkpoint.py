@@ -19,7 +19,7 @@ import pytest
 import jaxglmm as jg
 from jaxglmm.errors import CheckpointError
 from jaxglmm.studies import checkpoint as checkpoint_module
-from jaxglmm.studies.checkpoint import described
+from jaxglmm.studies.identity import described
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +303,7 @@ def test_functions_are_told_apart_by_what_they_do():
 
 DESCRIBED = """
 import jaxglmm as jg, optax
-from jaxglmm.studies.checkpoint import described
+from jaxglmm.studies.identity import described
 family = jg.Family(log_density=lambda y, eta, psi: -abs(y - eta), name="absolute")
 schedule = optax.cosine_decay_schedule(0.1, 100)
 optimizer = optax.chain(optax.clip(1.0), optax.adam(schedule))
@@ -322,6 +322,40 @@ def test_what_a_function_finds_in_its_module_counts(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setitem(globals(), "_helper", lambda x: x + 1)
     assert all(a != b for a, b in zip(before, both()))
+
+
+def test_classes_and_tables_count_by_what_they_hold():
+    def scaled(by):
+        class Scaled:
+            factor = by
+
+            def __call__(self, fit):
+                return fit.params.sigma * self.factor
+
+        return Scaled()
+
+    assert described(scaled(2.0)) == described(scaled(2.0))
+    assert described(scaled(2.0)) != described(scaled(3.0))
+    table = pd.DataFrame({"a": np.arange(200.0), "f": ["u", "v"] * 100})
+    held = [
+        table, table["f"], table["f"].astype("category").cat.categories,
+        table["f"].to_numpy(object), jax.random.key(3), {described: 1}, "<f at 0x7f>",
+    ]  # fmt: skip
+    before = [described(lambda fit, x=x: x) for x in held]
+    assert len(set(before)) == len(held)
+    assert before == [described(lambda fit, x=x: x) for x in held]
+    table.loc[117, "a"] = 0.5
+    assert described(lambda fit, x=table: x) != before[0]
+
+
+def test_a_chain_that_is_too_long_is_said():
+    def fn(fit):
+        return 0.0
+
+    for _ in range(2000):
+        fn = functools.partial(lambda fit, of: of(fit), of=fn)
+    with pytest.raises(CheckpointError, match="calls functions in too long a chain"):
+        described(fn)
 
 
 SCALE = 2.0
@@ -359,8 +393,15 @@ def test_damage_to_a_chunk_is_noticed(dyestuff, tmp_path):
         with pytest.raises(CheckpointError, match=r"study\.json is damaged"):
             _checkpointed(dyestuff, tmp_path, n_sims=32)
     manifest.unlink()  # chunks know their study without it
-    with pytest.raises(CheckpointError, match="belongs to another study; delete it"):
+    with pytest.raises(CheckpointError, match="belongs to another study, or"):
         _checkpointed(dyestuff, tmp_path, n_sims=32, key=10)
+    _checkpointed(dyestuff, tmp_path / "long")
+    one, other = (
+        tmp_path / "long" / "REML" / f"chunk-00000{i}.parquet" for i in (1, 2)
+    )
+    shutil.copy(one, other)
+    with pytest.raises(CheckpointError, match="elsewhere in this one"):
+        _checkpointed(dyestuff, tmp_path / "long")
     with pytest.raises(TypeError, match="checkpoint must be a folder's path; found 5"):
         _checkpointed(dyestuff, 5, n_sims=32)
 

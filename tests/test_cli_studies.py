@@ -339,6 +339,11 @@ def test_bad_input(tmp_path, command):
     assert "must end in .csv" in refused(command, "--out", tmp_path / "t.parquet")
     (tmp_path / "own.csv").mkdir()
     assert "is a directory" in refused(command, "--out", tmp_path / "own.csv")
+    link = tmp_path / "link.csv"
+    link.symlink_to(tmp_path / "not_yet.csv")
+    refused(command, "--out", link, formula="Foo ~ 1 + (1 | Batch)")
+    assert link.is_symlink()
+    assert not link.exists()
     data = tmp_path / "data.csv"
     jg.datasets.dyestuff().to_csv(data, index=False)
     message = refused(command, "--out", data, source=data)

@@ -9,6 +9,7 @@ from scipy import stats
 import jaxglmm as jg
 from jaxglmm.errors import ConvergenceWarning, Status
 from jaxglmm.studies.extend import extend
+from jaxglmm.studies.lanes import check_count
 from jaxglmm.studies.parameters import natural, parameter_names
 from jaxglmm.studies.power import PowerCurve, _warn_of_failures
 from jaxglmm.studies.progress import Progress
@@ -302,6 +303,18 @@ def test_arms_of_a_trial_keep_their_shares():
         made = extend(design, 0, n).design
         assert made.X[:, 1].mean() == 0.5
         assert made.terms[0].n_levels == n
+    # a dose of the treated alone, beside arms that alternate
+    arm = np.tile([0.0, 1.0], 20)
+    dose = np.where(arm == 1, np.tile(np.repeat(np.arange(1.0, 11.0), 2), 2), 0.0)
+    trial = np.stack([np.ones(40), arm, dose], axis=1)
+    made = extend(jg.Design(arm, trial, (jg.Term(trial[:, :1], np.arange(40)),)), 0)
+    share = np.cumsum(made.design.X[:, 1]) / np.arange(1, 41)
+    assert np.all(np.abs(share[5:] - 0.5) < 0.2)
+    few = np.array([0.0, 0.0, 1.0, 1.0, 2.0])[:, None] == np.arange(3.0)
+    made = extend(
+        jg.Design(few[:, 0], few * 1.0, (jg.Term(few[:, :1], np.arange(5)),)), 0
+    )
+    assert np.all(made.design.X[:3].sum(axis=0) == 1)
     # where levels do not differ, the first ones
     made = extend(design.replace(X=X[:, [0, 2]], y=np.arange(60.0)), 0, 7).design
     np.testing.assert_array_equal(made.y, np.arange(21.0))
@@ -315,8 +328,10 @@ def test_what_power_refuses(slope):
         jg.power_curve(slope, "Days", key=1, effect=[])
     with pytest.raises(ValueError, match="n_levels is empty"):
         jg.power_curve(slope, "Days", key=1, n_levels=[])
-    with pytest.raises(ValueError, match="n_sims must be a positive whole number"):
-        jg.power(slope, "Days", key=1, n_sims=None)
+    for n in (None, np.inf, np.nan, 2.5, "5", True, [3]):
+        with pytest.raises(ValueError, match="n_sims must be a positive whole number"):
+            jg.power(slope, "Days", key=1, n_sims=n)
+    assert check_count("n", np.array(5)) == check_count("n", 5.0) == 5
     with pytest.raises(ValueError, match="cannot test all fixed effects at once"):
         jg.power(slope, [0, 1], key=1, kind="lr")
     with pytest.raises(ValueError, match="PQL has no likelihood"):

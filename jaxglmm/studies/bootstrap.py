@@ -39,7 +39,7 @@ from jaxglmm.simulation import linear_predictor, simulate
 from jaxglmm.studies.arrange import arrange
 from jaxglmm.studies.batch import check_batch
 from jaxglmm.studies.cases import case_plan, draw_cases, top_factor
-from jaxglmm.studies.checkpoint import described, design_facts
+from jaxglmm.studies.checkpoint import design_facts
 from jaxglmm.studies.lanes import Outcome, check_count
 from jaxglmm.studies.parameters import natural, parameter_names
 from jaxglmm.studies.study import (
@@ -204,7 +204,7 @@ def bootstrap(
     prng = as_key(key)
     facts = {
         **design_facts(design), "kind": kind, "source": source, "key": prng, **facts,
-        "statistic": described(statistic),
+        "statistic": statistic,
     }  # fmt: skip
     arranged = None if kind == "cases" else arrange(design)
     shared = design, arranged, source, prng
@@ -250,8 +250,12 @@ def _residual_source(m: GLMM) -> tuple:
     for modes, Lam in zip(m.fit.b, m.factors):
         centred = modes - modes.mean(axis=0)
         S = centred.T @ centred / len(centred)
+        Q = Lam @ Lam.T
+        d = np.sqrt(np.diagonal(Q))
+        d = np.where(d > 0, d, 1.0)  # in units of their own effects are alike
         # symmetric roots: where Q is singular, so is S, with the same range
-        b.append(sigma * centred @ _root(S, -0.5) @ _root(Lam @ Lam.T, 0.5))
+        S, Q = S / np.outer(d, d), Q / np.outer(d, d)
+        b.append(sigma * (centred / d) @ _root(S, -0.5) @ _root(Q, 0.5) * d)
     w = np.asarray(m._weights)
     e = np.sqrt(w) * (np.asarray(m.design.y) - m._mu)
     e = e - e.mean()

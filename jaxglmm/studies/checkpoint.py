@@ -11,14 +11,9 @@ what differs, by name.
 
 from __future__ import annotations
 
-import dataclasses
-import dis
-import functools
-import hashlib
 import json
 import os
 import tempfile
-import types
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +24,12 @@ import jaxglmm
 from jaxglmm.designs import Design
 from jaxglmm.errors import CheckpointError
 from jaxglmm.fitting import What
+from jaxglmm.studies.identity import described, digest, fingerprint
 from jaxglmm.studies.lanes import Chunk, Engine, Outcome
 
 __all__ = [
     "Checkpoint",
-    "described",
     "design_facts",
-    "fingerprint",
     "open_checkpoint",
     "saving",
 ]
@@ -68,7 +62,7 @@ class Checkpoint:
         self.folder = folder
         versions = {"jaxglmm": jaxglmm.__version__, "jax": jax.__version__}
         mine = {k: fingerprint(v) for k, v in {**facts, **versions}.items()}
-        self.study = _digest(sorted(mine.items()))
+        self.study = digest(sorted(mine.items()))
         manifest = self.folder / _MANIFEST
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -119,15 +113,17 @@ class Checkpoint:
                 flat = [table[c].to_numpy() for c in _columns(name, shape)]
                 both = np.stack(flat, 1) if flat else np.zeros((table.num_rows, 0))
                 columns[name] = both.astype(dtype).reshape(table.num_rows, *shape)
-            if _digest(columns) != about["digest"]:
+            if digest(columns) != about["digest"]:
                 raise ValueError("its numbers are not those that were written")
         except (OSError, pa.ArrowException, *_NO_CHUNK) as error:
             raise CheckpointError(
                 f"{path} is damaged ({error}); delete it and run the same call again"
             ) from error
-        if (about.get("study"), table.num_rows) != (self.study, n):
+        place = about.get("study"), about.get("chunk"), table.num_rows
+        if place != (self.study, str(index), n):
             raise CheckpointError(
-                f"{path} belongs to another study; delete it, or give another folder"
+                f"{path} belongs to another study, or elsewhere in this one; delete "
+                "it, or give another folder"
             )
         n_iter, converged = columns.pop(".n_iter"), columns.pop(".converged")
         if self.like is None:
@@ -152,7 +148,8 @@ class Checkpoint:
             for c, label in enumerate(_columns(name, x.shape[1:])):
                 columns[label] = np.ascontiguousarray(flat[:, c])
         says = {
-            "study": self.study, "arrays": json.dumps(about), "digest": _digest(arrays)
+            "study": self.study, "chunk": str(index), "arrays": json.dumps(about),
+            "digest": digest(arrays),
         }  # fmt: skip
         table = pa.table(columns).replace_schema_metadata(says)
         sink = pa.BufferOutputStream()
@@ -247,117 +244,9 @@ def saving(chunks, saved: Checkpoint | None):
         yield index, chunk
 
 
-def described(x: Any) -> str:
-    """What a value is, without addresses, so that another process says the same.
-
-    Functions count by name, code, defaults, what they close over, and what they find
-    among the names of their own module; what is from other modules counts by name.
-    """
-    if dataclasses.is_dataclass(x) and not isinstance(x, type):
-        parts = [f"{f.name}={described(getattr(x, f.name))}" for f in _fields(x)]
-        return f"{type(x).__name__}({', '.join(parts)})"
-    if isinstance(x, tuple):
-        return f"{type(x).__name__}({', '.join(map(described, x))})"
-    if x is None:
-        return "None"
-    if callable(x):
-        name = getattr(x, "__qualname__", type(x).__name__)
-        return f"{name}{_digest(_insides(x, {}))}"
-    return fingerprint(x)
-
-
-def _fields(x: Any) -> list:
-    return [f for f in dataclasses.fields(x) if f.repr]
-
-
-def _insides(x: Any, seen: dict[int, tuple[int, Any]]) -> Any:
-    """What makes a function do what it does; ``seen`` are objects met before."""
-    if isinstance(x, types.ModuleType):
-        return x.__name__
-    if isinstance(x, type):
-        return f"{x.__module__}.{x.__qualname__}"
-    if isinstance(x, types.CodeType):
-        return [x.co_code.hex(), list(x.co_names), _each(x.co_consts, seen)]
-    if isinstance(x, tuple):
-        return _each(x, seen)
-    if isinstance(x, (set, frozenset)):
-        return sorted(map(str, _each(x, seen)))
-    by_address = " at 0x" in repr(x)
-    if by_address or isinstance(x, (list, dict)):
-        if id(x) in seen:
-            return f"number {seen[id(x)][0]}"
-        seen[id(x)] = len(seen), x  # held, so that no other gets its id
-    if isinstance(x, list):
-        return _each(x, seen)
-    if isinstance(x, dict):
-        return [[str(k), _insides(v, seen)] for k, v in x.items()]
-    if isinstance(x, functools.partial):
-        return _each((x.func, x.args, sorted(x.keywords.items())), seen)
-    if isinstance(x, types.MethodType):
-        return _each((x.__func__, x.__self__), seen)
-    if isinstance(x, types.FunctionType):
-        cells = tuple(c.cell_contents for c in x.__closure__ or () if _is_filled(c))
-        usual = x.__defaults__, tuple(sorted((x.__kwdefaults__ or {}).items()))
-        return [*_each((x.__code__, cells, *usual), seen), _globals_of(x, seen)]
-    if callable(getattr(x, "__wrapped__", None)):  # as jit leaves it
-        return _insides(x.__wrapped__, seen)
-    if by_address:
-        return [_insides(type(x), seen), _insides(getattr(x, "__dict__", {}), seen)]
-    return x
-
-
-def _each(values: Any, seen: dict[int, tuple[int, Any]]) -> list:
-    return [_insides(v, seen) for v in values]
-
-
-def _globals_of(fn: types.FunctionType, seen: dict[int, tuple[int, Any]]) -> list:
-    """What a function finds among its module's names, with these."""
-    out, codes = {}, [fn.__code__]
-    while codes:
-        code = codes.pop()
-        codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
-        for step in dis.get_instructions(code):
-            name = step.argval
-            if step.opname != "LOAD_GLOBAL" or name not in fn.__globals__:
-                continue
-            value = fn.__globals__[name]
-            home = getattr(value, "__module__", fn.__module__)
-            foreign = callable(value) and home != fn.__module__
-            out[name] = name if foreign else value
-    return [[name, _insides(out[name], seen)] for name in sorted(out)]
-
-
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:  # of a name that is bound later
-        return False
-    return True
-
-
 def design_facts(design: Design) -> dict[str, Any]:
     """A design by its parts, so that a difference has a name."""
     return {
         "y": design.y, "X": design.X, "terms": design.terms, "weights": design.weights,
         "offset": design.offset, "other predictors": design.others,
     }  # fmt: skip
-
-
-def fingerprint(value: Any) -> str:
-    """A short text that tells values apart: themselves, or a hash of their arrays."""
-    if all(isinstance(x, (str, int, float, bool)) for x in jax.tree.leaves(value)):
-        return repr(value)
-    return _digest(value)
-
-
-def _digest(value: Any) -> str:
-    leaves, treedef = jax.tree.flatten(value)
-    digest = hashlib.sha256(str(treedef).encode())
-    for x in leaves:
-        if hasattr(x, "dtype"):
-            x = np.asarray(x)
-            digest.update(f"{x.dtype.str}{x.shape}".encode())
-            digest.update(np.ascontiguousarray(x).tobytes())
-        else:
-            digest.update(repr(x).encode())
-    return f"#{digest.hexdigest()[:12]}"

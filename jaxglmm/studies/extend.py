@@ -1,11 +1,14 @@
 """Designs of other sizes made from a pilot's: more groups, more rows in each.
 
-The levels of the pilot are put in an order in which the first n, for every n, hold
-their kinds in proportion: a kind is levels with the same values in the columns of X
-that are constant within levels and take few values, such as an arm of a trial; levels
-of one kind keep their order. Level L of the extended factor copies the rows of the
-pilot's level L mod J in that order; row r of a level copies its row r mod n_L, in the
-order of the data. Factors nested in the extended one get new levels with
+The levels of the pilot are put in an order o whose beginnings are like the whole in the
+p columns c of X that are constant within levels, such as an arm of a trial or an age:
+
+    o_n = argmin_j sum_c (sum_{i<n} x_{o_i c} + x_jc - n mean_c)^2 / var_c
+
+over the levels j that are left, the first of the pilot's where several are as good, and
+the pilot's order where there is no such column. Level L of the extended factor copies
+the rows of level o_(L mod J); row r of a level copies its row r mod n_L, in the order
+of the data. Factors nested in the extended one get new levels with
 it, others keep theirs. All sizes of a curve are rows of the largest design, with weight
 zero where a smaller one has none, so that one compiled program serves them all.
 """
@@ -84,23 +87,26 @@ def extend(
     return Extended(made, level, place)
 
 
+_MOST = 5000  # levels that are put in order
+
+
 def _in_proportion(X: np.ndarray, codes: np.ndarray, J: int) -> np.ndarray:
-    """Levels (J,) in an order whose beginnings hold every kind in proportion."""
+    """Levels (J,) in an order whose beginnings are like the whole; see the top."""
     low, high = np.full((J, X.shape[1]), np.inf), np.full((J, X.shape[1]), -np.inf)
     np.minimum.at(low, codes, X)
     np.maximum.at(high, codes, X)
-    few = [
-        j
-        for j in range(X.shape[1])
-        if np.array_equal(low[:, j], high[:, j]) and len(np.unique(low[:, j])) <= J / 2
-    ]
-    constant = np.column_stack([np.zeros(J), low[:, few]])
-    kind = np.unique(constant, axis=0, return_inverse=True)[1].reshape(-1)
-    within = np.zeros(J)
-    for k in range(kind.max() + 1):
-        members = np.flatnonzero(kind == k)
-        within[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return np.argsort(within, kind="stable")
+    constant = (low == high).all(axis=0) & (np.ptp(low, axis=0) > 0)
+    if J > _MOST or not constant.any():
+        return np.arange(J)
+    x = low[:, constant]
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    order, ahead, left = [], np.zeros(x.shape[1]), np.ones(J, bool)
+    for _ in range(J):
+        off = np.where(left, np.sum((ahead + x) ** 2, axis=1), np.inf)
+        j = int(np.argmax(off <= off.min() * (1.0 + 1e-9) + 1e-9))
+        order.append(j)
+        ahead, left[j] = ahead + x[j], False
+    return np.array(order)
 
 
 def _extended_term(t, codes: np.ndarray, J: int, take: np.ndarray, level: np.ndarray):

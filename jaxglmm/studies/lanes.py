@@ -243,7 +243,11 @@ def _put(at: np.ndarray | slice, x: np.ndarray, new: np.ndarray) -> None:
 
 def check_count(name: str, n: Any) -> int:
     """A positive whole number."""
-    if not isinstance(n, (int, float, np.number)) or not n >= 1 or n != int(n):
+    try:
+        whole = np.ndim(n) == 0 and not isinstance(n, bool) and n == int(n) and n >= 1
+    except (TypeError, ValueError, OverflowError):  # None, nan, inf, text
+        whole = False
+    if not whole:
         raise ValueError(f"{name} must be a positive whole number; found {n!r}")
     return int(n)
 

@@ -3,8 +3,8 @@
     T = 2 (log L1 - log L0),     p = (1 + #{T*_r >= T}) / (1 + n),
 
 where T*_r is that of responses drawn from the smaller model at its estimates. Nested
-means that the columns of every part of the smaller model, fixed or random by the same
-groups, are combinations of those of the larger one.
+means that the fixed effects of the smaller model are combinations of those of the
+larger, and that a term of the larger has the covariances of each of its terms.
 
 References: Davison and Hinkley (1997), Bootstrap Methods and their Application, ch. 4;
 Self and Liang (1987), J. Am. Stat. Assoc. 82(398), doi:10.1080/01621459.1987.10478472.
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxglmm.control import Control
-from jaxglmm.designs import Design
+from jaxglmm.designs import Design, Term
 from jaxglmm.errors import ConvergenceError, Status
 from jaxglmm.families import is_linear
 from jaxglmm.fitting import What, fit_checked
@@ -89,8 +89,8 @@ def bootstrap_lrt(
     ----------
     m0, m1 : GLMM
         The smaller and the larger model, of the same rows and family. Gaussian models
-        are compared by ML, or by REML where both were fitted so with the same fixed
-        effects.
+        are compared by ML, others by their method; by REML only where both were fitted
+        so with the same fixed effects.
     n : int
         Replicates.
     key : int or PRNG key
@@ -108,8 +108,8 @@ def bootstrap_lrt(
     ------
     ValueError
         Where m0 is not nested in m1: other rows or another family, fixed effects that
-        those of m1 do not span, or random effects that no term of m1 over the same
-        groups spans; other weights, offset, nodes, priors or control.
+        those of m1 do not span, or random effects whose covariances no term of m1 has;
+        other weights, offsets, nodes, priors or control.
     ConvergenceError
         Where one of the two does not converge.
 
@@ -194,25 +194,53 @@ def _check_nested(m0: GLMM, m1: GLMM) -> None:
                 "smaller model first"
             )
     for t, named in zip(small.terms, m0.frame.all_terms):
-        like = [
-            np.asarray(s.z)
-            for s in large.terms
-            if s.predictor == t.predictor and _same_groups(t.group, s.group)
-        ]
-        W = np.hstack([np.zeros((len(t.z), 1)), *like])
-        alien = _outside(np.asarray(t.z), W)
-        if alien.any():
+        if not any(_holds(s, t) for s in large.terms):
+            names = ", ".join(map(repr, named.z_names))
             raise ValueError(
-                f"m0 has random effects of {named.z_names[int(np.argmax(alien))]!r} by "
-                f"{named.group_name!r}, which those of m1 do not contain, so m0 is not "
-                "nested in it; give the smaller model first"
+                f"m0 has random effects of {names} by {named.group_name!r}, whose "
+                "covariances no term of m1 contains, so m0 is not nested in it; give "
+                "the smaller model first"
             )
+
+
+def _holds(s: Term, t: Term) -> bool:
+    """Whether some covariance matrix of s gives the rows that of t, whatever it is."""
+    if s.predictor != t.predictor:
+        return False
+    z, wide = np.asarray(t.z), np.asarray(s.z)
+    if not _same_groups(t.group, s.group):
+        return t.k == 1 and _is_split(s, t)
+    if s.structure == "full":
+        return not _outside(z, wide).any()
+    if s.structure == "diag" and (t.k == 1 or t.structure == "diag"):
+        columns = [_outside(z, wide[:, [j]]) for j in range(s.k)]
+        return not np.all(columns, axis=0).any()  # further variances being zero
+    return s.structure == t.structure and s.k == t.k and np.allclose(z, wide)
+
+
+def _is_split(s: Term, t: Term) -> bool:
+    """Whether t has one effect for each different row of z in every group of s.
+
+    As (1 | a:f) in (0 + f | a): a multiple of the unit matrix is its covariance.
+    """
+    rows, kind = np.unique(np.asarray(s.z), axis=0, return_inverse=True)
+    kind, G = kind.reshape(-1), rows @ rows.T
+    same = G[0, 0] * np.eye(len(rows))
+    if s.structure not in ("full", "diag") or not np.allclose(G, same):
+        return False
+    cells = np.asarray(s.group).astype(np.int64) * len(rows) + kind
+    return _same_groups(cells, t.group) and bool(np.ptp(np.asarray(t.z)) == 0)
 
 
 def _outside(X: np.ndarray, W: np.ndarray) -> np.ndarray:
     """Which columns of X (n, p) are no combination of those of W (n, q), (p,)."""
-    left = X - W @ np.linalg.lstsq(W, X, rcond=None)[0]
-    return np.linalg.norm(left, axis=0) > 1e-7 * np.linalg.norm(X, axis=0)
+    size = np.linalg.norm(W, axis=0)
+    W = W / np.where(size > 0, size, 1.0)
+    left = X - W @ np.linalg.lstsq(W, X, rcond=1e-12)[0]
+    whole = np.linalg.norm(X, axis=0)
+    varies = np.linalg.norm(X - X.mean(axis=0), axis=0)
+    size = np.where(varies > 1e-9 * whole, varies, whole)
+    return np.linalg.norm(left, axis=0) > 1e-6 * size
 
 
 def _same_groups(a: Any, b: Any) -> bool:
@@ -237,21 +265,25 @@ def _common_method(m0: GLMM, m1: GLMM) -> str:
         a, b = (_given(m.design, name) for m in (m0, m1))
         if not np.array_equal(a, b):
             raise ValueError(f"m0 and m1 have different {name}; fit both with the same")
+    for p0, p1 in zip(m0.design.others, m1.design.others):
+        a, b = (0.0 if p.offset is None else np.asarray(p.offset) for p in (p0, p1))
+        if np.any(a != b):
+            raise ValueError("m0 and m1 have different offsets; fit both with the same")
     for name in ("n_quad", "priors", "control"):
         a, b = getattr(m0, name), getattr(m1, name)
         if a != b:
             raise ValueError(
                 f"m0 was fitted with {name}={a!r}, m1 with {name}={b!r}; fit both alike"
             )
+    same_X = np.array_equal(np.asarray(m0.design.X), np.asarray(m1.design.X))
     if is_linear(m0.family) and not m0.is_generalized and not m1.is_generalized:
-        same_X = np.array_equal(np.asarray(m0.design.X), np.asarray(m1.design.X))
         both = m0.method == m1.method == "REML"
         return "REML" if both and same_X else "ML"
     if m0.method != m1.method:
         raise ValueError(f"m0 was fitted by {m0.method}, m1 by {m1.method}")
     if m0.method == "PQL":
         raise ValueError("PQL has no likelihood; fit by Laplace")
-    return m0.method
+    return "Laplace" if m0.method == "REML" and not same_X else m0.method
 
 
 def _ratio(what: What, shared, i, max_iter) -> Outcome:

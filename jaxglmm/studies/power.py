@@ -39,7 +39,7 @@ from jaxglmm.results import Fit, Params
 from jaxglmm.simulation import simulate
 from jaxglmm.studies.arrange import arrange
 from jaxglmm.studies.batch import check_batch
-from jaxglmm.studies.checkpoint import described, design_facts
+from jaxglmm.studies.checkpoint import design_facts
 from jaxglmm.studies.extend import Extended, extend
 from jaxglmm.studies.lanes import Outcome, check_count
 from jaxglmm.studies.study import (
@@ -51,6 +51,8 @@ from jaxglmm.studies.study import (
 from jaxglmm.typing import Array
 
 __all__ = ["PowerCurve", "power", "power_curve"]
+
+_MANY = 0.1  # share of fits of a point that did not converge, from which on it is said
 
 
 @dataclass(frozen=True, repr=False)
@@ -185,8 +187,9 @@ def power_curve(
         Grouping factor that ``n_levels`` and ``rows`` are about: its name, or the
         position of its term. Needed where there are several.
     n_levels : int or sequence of int, optional
-        Numbers of levels: the first of the pilot's, but with its arms and the like in
-        proportion; beyond the pilot's, its levels are copied in turn.
+        Numbers of levels. Fewer than the pilot's are those that keep the means of
+        covariates of levels, such as the arm of a trial, where they are; beyond the
+        pilot's, its levels are copied in turn.
     rows : int or sequence of int, optional
         Numbers of rows in each level: its first in the order of the data, so sort
         these; beyond the pilot's, rows are copied in turn, covariates and all.
@@ -248,7 +251,7 @@ def power_curve(
     static = (tested if callable(tested) else tuple(tested), kind, n_sims)
     facts = {
         **design_facts(design), "params": truth, "point weights": weights, "key": prng,
-        "test": described(test) if callable(test) else repr(test), "kind": kind,
+        "test": test if callable(test) else repr(test), "kind": kind,
     }  # fmt: skip
     shared = design, arrange(design), truth, weights, prng
     out = run_study(
@@ -269,9 +272,6 @@ def power_curve(
     curve = PowerCurve(varied, p_values, status, _describe(test, kind), alpha, level)
     _warn_of_failures(curve)
     return curve
-
-
-_MANY = 0.1  # share of fits that did not converge
 
 
 def _warn_of_failures(curve: PowerCurve) -> None:

@@ -33,7 +33,7 @@ from jaxglmm.results import Params, check_params
 from jaxglmm.simulation import simulate
 from jaxglmm.studies.arrange import arrange
 from jaxglmm.studies.batch import check_batch
-from jaxglmm.studies.checkpoint import described, design_facts
+from jaxglmm.studies.checkpoint import design_facts
 from jaxglmm.studies.lanes import Outcome, check_count
 from jaxglmm.studies.parameters import n_fixed, parameter_names, truth_of
 from jaxglmm.studies.study import (
@@ -261,8 +261,9 @@ def recovery_study(
         if params is None:
             warn_if_lost(m)
             params = m.fit.params
-        if methods is None:
-            methods, n_quad = (m.method,), m.n_quad if n_quad is None else n_quad
+        methods = (m.method,) if methods is None else methods
+        if n_quad is None and "AGQ" in methods:
+            n_quad = m.n_quad
         control = m.control if control is None else control
         design, frame, family, priors = m.design, m.frame, m.family, m.priors
     elif not isinstance(design, Design):
@@ -303,7 +304,7 @@ def recovery_study(
     for what, checked in fits:
         facts = {
             **design_facts(checked), "params": truth, "effects": b, "key": prng,
-            "covariates": described(covariates),
+            "covariates": covariates,
         }  # fmt: skip
         # covariates drawn anew belong to rows in their own order
         parts = checked, None if covariates else arrange(checked)
