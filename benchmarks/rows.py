@@ -191,7 +191,7 @@ ROWS = (
         name="refit-verbagg",
         family="refit",
         work="refit",
-        engines=("jaxglmm", "jaxglmm-fit", "glmm"),
+        engines=("jaxglmm", "jaxglmm-fit", "lme4", "glmm"),
         **_VERBAGG,
     ),
 )  # fmt: skip
