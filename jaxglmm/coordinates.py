@@ -25,6 +25,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxglmm.covariance import structure
 from jaxglmm.plan import Layout
@@ -36,6 +37,7 @@ __all__ = [
     "canonical",
     "first_order",
     "jacobian_in_theta",
+    "jacobian_of_theta",
     "repivot",
     "split_factors",
 ]
@@ -43,6 +45,7 @@ __all__ = [
 Order = tuple[Array | None, ...]
 
 _SWAP = 4.0  # exchange effects whose variances differ by more than this factor
+_EMPTY = 1e-4  # rows of Lambda shorter than this stand in the user's order
 
 
 def block_factors(
@@ -98,7 +101,7 @@ def repivot(
             k = L.shape[0]
             none, turn = jnp.zeros(k, bool), jnp.eye(k, dtype=L.dtype)
             for j in range(k - 1):
-                swap = _exchange(L, j)
+                swap = _exchange(L, j, P)
                 both, _ = _reflect(jnp.concatenate([swap @ L, turn]), j, none)
                 L, turn, P = both[:k], both[k:], swap @ P
         parts.append(_parameters(t, L, x, layout, P))
@@ -118,15 +121,24 @@ def canonical(x: Array, order: Order, layout: Layout) -> Array:
     return jnp.concatenate(parts)
 
 
+def jacobian_of_theta(x: Array, order: Order, layout: Layout) -> Array:
+    """Dtheta / dx (m, m): canonical parameters by the coordinates, finite anywhere."""
+    return jax.jacfwd(lambda x: canonical(x, order, layout))(x)
+
+
 def jacobian_in_theta(theta: Array, x: Array, order: Order, layout: Layout) -> Array:
-    """Dx / dtheta (m, m) at a point whose canonical parameters are theta."""
+    """Dx / dtheta (m, m) at a point whose canonical parameters are theta.
+
+    An effect without variance of its own takes along the column of Lambda that it has
+    in the user's order, so that its diagonal stays one.
+    """
 
     def coordinates(theta):
         parts = []
         factors = zip(_term_factors(theta, layout), _term_factors(x, layout), order)
         for t, (L, like, P) in enumerate(factors):
             if P is not None:
-                L = _lower(P @ L)
+                L = _lower(P @ L, P)
             turned = jnp.diagonal(L) * jnp.diagonal(like) < 0
             sign = jnp.where(turned, -1.0, 1.0).astype(L.dtype)
             parts.append(_parameters(t, L * sign[None], theta, layout, P, sign))
@@ -166,45 +178,63 @@ def _parameters(t: int, L: Array, x: Array, layout: Layout, P, sign=None) -> Arr
     return own * sign[np.array(kind.column(k))]
 
 
-def _exchange(L: Array, j: int) -> Array:
-    """Permutation (k, k) that brings the largest remaining row to position j."""
+def _exchange(L: Array, j: int, P: Array) -> Array:
+    """Permutation (k, k) that brings the largest remaining row to position j.
+
+    Rows that are all as good as empty come in the user's order.
+    """
     k = L.shape[0]
     index = np.arange(k)
     size = jnp.where(index < j, -1.0, jnp.sum(L[:, j:] ** 2, axis=1))
     best = jnp.where(jnp.max(size) > _SWAP * size[j], jnp.argmax(size), j)
+    first = jnp.argmin(jnp.where(index < j, k, jnp.argmax(P, axis=1)))
+    best = jnp.where(jnp.max(size) < _EMPTY**2, first, best)
     source = jnp.where(index == j, best, jnp.where(index == best, j, index))
     return (source[:, None] == index[None, :]).astype(L.dtype)
 
 
-def _lower(Lam: Array) -> Array:
-    """Lower triangular root of Lam Lam'; an effect without variance has no column."""
+def _lower(Lam: Array, P: Array | None = None) -> Array:
+    """Lower triangular root of Lam Lam'; an effect without variance has no column.
+
+    With P (k, k) the column j of such a row is the one that P names, wherever earlier
+    rows have turned it.
+    """
     k = Lam.shape[0]
     tiny = float(jnp.finfo(Lam.dtype).eps) ** 0.5
     spare = jnp.zeros(k, bool)
+    both = Lam if P is None else jnp.concatenate([Lam, P])
     for j in range(k):
-        Lam, spare = _reflect(Lam, j, spare, tiny)
-    return Lam
+        both, spare = _reflect(both, j, spare, tiny, None if P is None else k + j)
+    return both[:k]
 
 
-def _reflect(L: Array, j: int, spare: Array, tiny: float = 0.0) -> tuple[Array, Array]:
+def _reflect(
+    L: Array, j: int, spare: Array, tiny: float = 0.0, instead: int | None = None
+) -> tuple[Array, Array]:
     """Turn the columns j, j + 1, ... and the spare ones so that row j ends in column j.
 
     L (k or more, k) may have rows that only turn with the others.
 
     A reflection times -1 on column j, so that a row which ends there already stays as
-    it is, to first order too. A row no longer than ``tiny`` is zero; its column is then
-    spare for the rows below.
+    it is, to first order too. A row no longer than ``tiny`` is zero: its column is then
+    spare for the rows below, or the row ``instead`` is turned in its place.
     """
     k = L.shape[1]
     free = (jnp.arange(k) >= j) | spare
     here = jnp.arange(k) == j
     r = jnp.where(free, L[j], 0.0)
     empty = jnp.sum(r**2) <= tiny**2
-    safe = jnp.where(empty, here.astype(L.dtype), r)
+    other = here.astype(L.dtype)
+    if instead is not None:
+        named = jnp.where(free, L[instead], 0.0)
+        other = jnp.where(jnp.sum(named**2) > 0.25, lax.stop_gradient(named), other)
+    safe = jnp.where(empty, other, r)
     size = jnp.sqrt(jnp.sum(safe**2))
     v = safe + jnp.where(here, jnp.where(safe[j] < 0, -size, size), 0.0)
     turned = L - (L @ v)[:, None] * v[None] * (2.0 / jnp.sum(v**2))
     turned = jnp.where(here[None], -turned, turned)
-    turned = jnp.where(empty, L, turned)
-    row = jnp.where(free & ~here, 0.0, turned[j])
-    return turned.at[j].set(row), spare | (here & empty)
+    if instead is None:
+        turned = jnp.where(empty, L, turned)
+        row = jnp.where(free & ~here, 0.0, turned[j])
+        return turned.at[j].set(row), spare | (here & empty)
+    return turned, spare

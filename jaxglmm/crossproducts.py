@@ -38,6 +38,7 @@ __all__ = [
     "codes_fit",
     "cross_products",
     "effect_maps",
+    "inner_columns",
     "whitening",
 ]
 
@@ -146,6 +147,16 @@ def cross_products(design, np_like: ModuleType = jnp) -> tuple[CrossProducts, Un
         alike=design.plan.alike,
     )
     return cp, units
+
+
+def inner_columns(design, units: Units):
+    """X (n, p), y (n,), z (n, k) of every term and weights (n,) in inner units (NumPy).
+
+    Aliased columns of X are zero.
+    """
+    y, X, z, w, _ = _weighted(design, np)
+    X = X @ units.T
+    return X, (y - X @ units.b) / units.s, [v @ T for v, T in zip(z, units.maps.z)], w
 
 
 # ---- units -------------------------------------------------------------------------

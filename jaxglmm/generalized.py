@@ -24,7 +24,12 @@ import numpy as np
 from jax import lax
 
 from jaxglmm.control import Control
-from jaxglmm.coordinates import block_factors, canonical, jacobian_in_theta
+from jaxglmm.coordinates import (
+    block_factors,
+    canonical,
+    jacobian_in_theta,
+    jacobian_of_theta,
+)
 from jaxglmm.crossproducts import (
     Maps,
     block_diagonal,
@@ -244,13 +249,12 @@ def estimate_rows(
     moved = gather(row_scores(eta, at.psi, data, model.family), data, layout)
     u = tuple(m @ Lam for m, Lam in zip(moved, factors))
     objective, minimum = minimum.value, lax.stop_gradient(minimum)
-    J = _jacobian(model, minimum, theta, data)
+    J, J_inv = _jacobians(model, minimum, theta, data)
     out = data.X[0].shape[1] if model.reml else 0  # columns that are no part of x
     aliased = jnp.zeros(J.shape[0], J.dtype)
     aliased = aliased.at[: data.unused.shape[0] - out].set(data.unused[out:])
     flat = jnp.maximum(minimum.flat, jnp.diag(aliased))
     cov = 2.0 * projected_inverse(minimum.hess, flat)
-    J_inv = projected_inverse(J.T @ J, jnp.zeros_like(J)) @ J.T
     cov_user = J_inv @ cov @ J_inv.T
     if model.reml:
         cov_user = _with_integrated(model, minimum, cov, J_inv, cov_user, data)
@@ -285,17 +289,20 @@ def _with_integrated(
     return jnp.concatenate([top, jnp.concatenate([cross.T, cov_user], axis=1)])
 
 
-def _jacobian(
+def _jacobians(
     model: GeneralizedModel, minimum: Minimum, theta: Array, data: RowData
-) -> Array:
-    """D x~ / d (beta~, canonical theta~, psi)."""
-    at = model.split(minimum.x, data)
-    inner = jacobian_in_theta(
-        lax.stop_gradient(theta), at.theta, minimum.frame.order, model.layout
-    )
-    first = sum(c.shape[0] for c in model.split(minimum.x, data).beta)
+) -> tuple[Array, Array]:
+    """D x~ / d (beta~, canonical theta~, psi), and the other way round.
+
+    At Lambda = 0 they are no inverses of each other, and beta needs neither.
+    """
+    at, order = model.split(minimum.x, data), minimum.frame.order
+    first = sum(c.shape[0] for c in at.beta)
     rows = slice(first, first + n_theta(model.layout))
-    return jnp.eye(minimum.x.shape[0], dtype=inner.dtype).at[rows, rows].set(inner)
+    eye = jnp.eye(minimum.x.shape[0], dtype=minimum.x.dtype)
+    inner = jacobian_in_theta(lax.stop_gradient(theta), at.theta, order, model.layout)
+    outer = jacobian_of_theta(at.theta, order, model.layout)
+    return eye.at[rows, rows].set(inner), eye.at[rows, rows].set(outer)
 
 
 def _status(

@@ -34,6 +34,7 @@ from jaxglmm.generalized import How, fit_rows, mode_covariances
 from jaxglmm.linear import Raw, estimate, to_user_units
 from jaxglmm.plan import Layout
 from jaxglmm.pql import fit_pql
+from jaxglmm.refine import refine, wants_refining
 from jaxglmm.results import Fit
 from jaxglmm.starts import moment_start
 
@@ -157,7 +158,10 @@ def fit_host(arrays: Design, reml: float, start: Any, control: Control) -> Fit:
     few = arrays.n_obs <= _FEW_ROWS and control.optimizer == "newton"
     if few and start is None and built_in(layout):
         raw = _best([raw, *map(estimates, _more_starts(len(theta0)))])
-    return to_user_units(_unpad(raw, arrays), units)
+    raw = _unpad(raw, arrays)
+    if built_in(layout) and wants_refining(raw, cp, arrays):
+        raw = refine(raw, arrays, cp, units, reml)
+    return to_user_units(raw, units)
 
 
 def _more_starts(m: int) -> np.ndarray:

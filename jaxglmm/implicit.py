@@ -36,7 +36,8 @@ class Model(Protocol):
     ``objective`` may be differentiated in x and data, the frame held fixed;
     ``reframe`` gives the same point in better coordinates, with whatever else belongs
     to it; ``derivatives`` is value, gradient and Hessian where a better way than
-    differentiating is known, and ``tol`` then the optimizer's default.
+    differentiating is known, and ``tol`` then the optimizer's default. ``scale`` and
+    ``noise`` are the units of x near a point and the rounding of the objective there.
     """
 
     def objective(self, x: Array, frame: Any, data: Any) -> Array:
@@ -53,6 +54,14 @@ class Model(Protocol):
 
     def derivatives(self, data: Any) -> tuple[Any, float | None]:
         """A function (x, frame) -> value, gradient, Hessian, frame; a tolerance."""
+        ...
+
+    def scale(self, x: Array) -> Array:
+        """Units of the parameters, (m,)."""
+        ...
+
+    def noise(self, x: Array, data: Any) -> Array:
+        """Rounding of the objective beside that of its last digits, ()."""
         ...
 
     @property
@@ -86,7 +95,8 @@ def solve(
     fn, tol = model.derivatives(data)
     return minimize(
         objective, x0, control, fn, tol=tol, radius=model.radius, frame=frame0,
-        reframe=reframe, max_iter=max_iter,
+        reframe=reframe, scale=model.scale, noise=lambda x: model.noise(x, data),
+        max_iter=max_iter,
     )  # fmt: skip
 
 

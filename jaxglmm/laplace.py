@@ -63,6 +63,7 @@ from jaxglmm.modes import (
     row_terms,
     solve_inner,
 )
+from jaxglmm.optimize import exact, ones
 from jaxglmm.plan import Layout
 from jaxglmm.quadrature import quadrature_correction
 from jaxglmm.results import Params
@@ -123,6 +124,14 @@ class GeneralizedModel:
         """Whether glmstarts.py has a start near the optimum."""
         family = self.family
         return family.n_eta == 1 and family.n_own == 0 and family.has_information
+
+    def scale(self, x: Array) -> Array:
+        """Every parameter in its own unit."""
+        return ones(x)
+
+    def noise(self, x: Array, data: RowData) -> Array:
+        """Nothing beside the last digits of the objective."""
+        return exact(x)
 
     @property
     def radius(self) -> float:

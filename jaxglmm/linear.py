@@ -39,11 +39,13 @@ __all__ = [
     "Raw",
     "estimate",
     "is_singular",
+    "rounding",
     "start_theta",
     "to_user_units",
 ]
 
 _LARGE_TOL = 1e-8  # Newton decrement for large crossed designs: 1e-4 standard errors
+_LARGE = 8.0  # relative standard deviations beyond this count by their logarithm
 _FARTHEST = 1e3  # starts beyond this relative standard deviation are moved to it
 _SINGULAR = 1e-4  # a diagonal of Lambda below this counts as zero, as in lme4
 
@@ -72,6 +74,14 @@ class LinearModel:
         """Larger pivots first."""
         return repivot(x, frame, self.layout)[:2]
 
+    def scale(self, x: Array) -> Array:
+        """Standard deviations of any size: relative changes of the large ones."""
+        return jnp.maximum(1.0, jnp.abs(x) / _LARGE)
+
+    def noise(self, x: Array, data: Data) -> Array:
+        """Rounding of the criterion; see :func:`rounding`."""
+        return rounding(x, data[0].n)
+
     @property
     def radius(self) -> float:
         """How far from the start the optimizer may go at first."""
@@ -83,6 +93,15 @@ class LinearModel:
         if not applies(cp, self.layout):
             return None, None
         return crossed_value_grad_hess(cp, self.layout, reml, sigma2), _LARGE_TOL
+
+
+def rounding(theta: Array, n: Array) -> Array:
+    """How far cross-products let the criterion be off, ().
+
+    The residual sum of squares is what is left of y'y, which in inner units is the
+    residual variance times 1 + |theta|^2 or so, and V has a condition of that size.
+    """
+    return n * float(jnp.finfo(theta.dtype).eps) * (1.0 + 2.0 * (theta**2).sum())
 
 
 class Raw(NamedTuple):

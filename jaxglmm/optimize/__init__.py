@@ -10,7 +10,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxglmm.optimize.newton import Minimum, minimize_newton, stay
+from jaxglmm.optimize.newton import (
+    Minimum,
+    exact,
+    minimize_newton,
+    ones,
+    stay,
+)
 
 __all__ = ["Minimum", "iteration_limit", "minimize", "value_grad_hess"]
 
@@ -44,14 +50,16 @@ def minimize(
     radius=2.0,
     frame=(),
     reframe=stay,
+    scale=ones,
+    noise=exact,
     max_iter=None,
 ) -> Minimum:
     """Minimize with the optimizer that ``control.optimizer`` names or is.
 
     ``fn`` gives value, gradient, Hessian and frame where a better way than
     differentiating the objective is known; ``tol`` is a default for ``control.tol``,
-    ``radius`` the first trust radius of Newton's method; ``max_iter`` (), which may be
-    traced, goes before ``control.max_iter``.
+    ``radius``, ``scale`` and ``noise`` are Newton's, see newton.py; ``max_iter`` (),
+    which may be traced, goes before ``control.max_iter``.
     """
     fn = value_grad_hess(objective) if fn is None else fn
     tol = control.tol if control.tol is not None else tol
@@ -60,11 +68,11 @@ def minimize(
     if control.optimizer == "newton":
         return minimize_newton(
             fn, x0, max_iter=max_iter, tol=tol, radius=radius, frame=frame,
-            reframe=reframe,
+            reframe=reframe, scale=scale, noise=noise,
         )  # fmt: skip
     from jaxglmm.optimize.optax_loop import minimize_optax
 
     return minimize_optax(
         objective, fn, x0, control.optimizer, max_iter, control.tol,
-        control.learning_rate, frame=frame, reframe=reframe,
+        control.learning_rate, frame=frame, reframe=reframe, scale=scale,
     )  # fmt: skip

@@ -17,6 +17,10 @@ that mean the same, its curvature along the curve is
 
 zero only where the gradient is. An eigenvalue of that size is no evidence of a minimum.
 
+All this is done in x / scale(x), so that of a parameter that may reach any size the
+relative change counts where it is large. Values are known up to ``noise(x)``: smaller
+changes say nothing about a step, and a decrement below it cannot be told from zero.
+
 The function is evaluated at one place in the loop: what it costs to compile is paid
 once. Every trial point is evaluated in the coordinates that ``reframe`` chooses for it,
 so a step, its radius and what follows belong to one set of coordinates. Nothing here
@@ -39,10 +43,11 @@ from jaxglmm.errors import Status
 from jaxglmm.linalg import symmetric_eigen
 from jaxglmm.typing import Array
 
-__all__ = ["Minimum", "curvature_step", "minimize_newton", "stay"]
+__all__ = ["Minimum", "curvature_step", "exact", "minimize_newton", "ones", "stay"]
 
 _FLAT = 1e-10  # eigenvalues below this fraction of the largest count as zero
 _TANGENT = 1e-4  # and up to this one what the gradient that is left explains
+_COARSE = 1e-4  # the largest decrement that rounding excuses: 0.01 standard errors
 
 
 class Minimum(NamedTuple):
@@ -74,8 +79,19 @@ def stay(x: Array, frame: Any) -> tuple[Array, Any]:
     return x, frame
 
 
+def ones(x: Array) -> Array:
+    """A ``scale`` that leaves every parameter in its own unit."""
+    return jnp.ones_like(x)
+
+
+def exact(x: Array) -> Array:
+    """A ``noise`` of values that are known to working precision."""
+    return jnp.zeros((), x.dtype)
+
+
 class _Step(NamedTuple):
     p: Array  # the step
+    length: Array  # of the scaled step
     decrement: Array
     predicted: Array  # decrease that the quadratic model promises
     min_eigenvalue: Array
@@ -84,13 +100,21 @@ class _Step(NamedTuple):
 
 
 def curvature_step(
-    x: Array, g: Array, H: Array, radius: Array, value: Array, basis: Array
+    x: Array,
+    g: Array,
+    H: Array,
+    radius: Array,
+    value: Array,
+    basis: Array,
+    unit: Array,
 ) -> _Step:
     """Step (1) and what it promises; curvature within rounding counts as none.
 
     For the verdict so does curvature (2), which vanishes with the gradient. ``basis``
-    is any orthogonal matrix (m, m), best the eigenvectors of an earlier H.
+    is any orthogonal matrix (m, m), best the eigenvectors of an earlier H. ``unit`` (m,)
+    scales the parameters.
     """
+    x, g, H = x / unit, g * unit, H * unit[:, None] * unit[None]
     d, U = symmetric_eigen(H, basis)
     eps = float(jnp.finfo(g.dtype).eps)
     noise = jnp.maximum(eps**0.45, 100.0 * eps * jnp.abs(value))
@@ -109,12 +133,15 @@ def curvature_step(
     bend = 10.0 * jnp.sqrt(jnp.sum(g**2) / jnp.clip(jnp.sum(x**2), 1e-2, 1.0))
     is_flat = jnp.abs(d) <= jnp.maximum(floor, jnp.minimum(bend, _TANGENT * size))
     p = p * jnp.minimum(1.0, radius / jnp.maximum(norm, jnp.finfo(g.dtype).tiny))
+    along = unit[:, None] * U
+    along = along / jnp.sqrt(jnp.sum(along**2, axis=0))[None]
     return _Step(
-        p=U @ p,
+        p=unit * (U @ p),
+        length=jnp.minimum(norm, radius),
         decrement=jnp.sum(gt**2 / scale),
         predicted=-(gt @ p + 0.5 * jnp.sum(d * p**2)),
         min_eigenvalue=jnp.min(jnp.where(is_flat, 0.0, d)) / size,
-        flat=(U * is_flat[None].astype(U.dtype)) @ U.T,
+        flat=(along * is_flat[None].astype(U.dtype)) @ along.T,
         basis=U,
     )
 
@@ -126,7 +153,7 @@ class _State(NamedTuple):
     grad: Array
     hess: Array
     trial: Array
-    step: Array
+    length: Array
     predicted: Array
     decrement: Array
     min_eigenvalue: Array
@@ -146,6 +173,8 @@ def minimize_newton(
     radius: float = 2.0,
     frame: Any = (),
     reframe: Callable[[Array, Any], tuple[Array, Any]] = stay,
+    scale: Callable[[Array], Array] = ones,
+    noise: Callable[[Array], Array] = exact,
 ) -> Minimum:
     """Minimize a smooth function of few parameters.
 
@@ -167,6 +196,10 @@ def minimize_newton(
         What the coordinates of x0 mean; passed on to fn.
     reframe : callable, (x, frame) -> (x, frame)
         The same point in coordinates that suit it better.
+    scale : callable, (m,) -> (m,)
+        Units of the parameters near a point, in which steps are measured.
+    noise : callable, (m,) -> ()
+        Rounding of the value near a point, beside that of its last digits.
 
     Returns
     -------
@@ -189,16 +222,17 @@ def minimize_newton(
     def body(s: _State) -> _State:
         start = s.n_iter == 0
         trial, frame = reframe(s.trial, s.frame)
-        now, accept, finite = _take(s, trial, fn(trial, frame), eps)
+        now, accept, finite = _take(s, trial, fn(trial, frame), eps, noise(s.x))
         step = curvature_step(
-            now.x, now.grad, now.hess, now.radius, now.value, now.basis
+            now.x, now.grad, now.hess, now.radius, now.value, now.basis, scale(now.x)
         )
-        status = _judge(s, step, accept, finite, start, now.radius, tight, loose)
+        coarse = jnp.clip(noise(now.x), loose, max(loose, _COARSE))
+        status = _judge(s, step, accept, finite, start, now.radius, tight, coarse)
         n_iter = s.n_iter + 1
         out_of_time = (status < 0) & (n_iter >= max_iter)
         return now._replace(
             trial=now.x + step.p,
-            step=step.p,
+            length=step.length,
             predicted=step.predicted,
             decrement=step.decrement,
             min_eigenvalue=step.min_eigenvalue,
@@ -210,7 +244,8 @@ def minimize_newton(
 
     s = lax.while_loop(lambda s: s.status < 0, body, _first(x0, frame, radius))
     # the last step is known already and squares the error that is left
-    done = (s.status == int(Status.CONVERGED)) & (s.decrement <= loose)
+    near = jnp.clip(noise(s.x), loose, max(loose, _COARSE))
+    done = (s.status == int(Status.CONVERGED)) & (s.decrement <= near)
     return Minimum(
         x=jnp.where(done, s.trial, s.x),
         frame=s.frame,
@@ -237,7 +272,7 @@ def _first(x0: Array, frame: Any, radius: float) -> _State:
         grad=zero,
         hess=square,
         trial=x0,
-        step=zero,
+        length=inf,
         predicted=inf,
         decrement=inf,
         min_eigenvalue=inf,
@@ -250,7 +285,7 @@ def _first(x0: Array, frame: Any, radius: float) -> _State:
 
 
 def _take(
-    s: _State, trial: Array, evaluated, eps: float
+    s: _State, trial: Array, evaluated, eps: float, noise: Array
 ) -> tuple[_State, Array, Array]:
     """Take the trial point or leave it, and set the trust radius by how it went."""
     value, grad, hess, frame = evaluated
@@ -258,14 +293,14 @@ def _take(
     finite = finite & jnp.all(jnp.isfinite(hess))
     start = s.n_iter == 0
     # rounding in the value hides any smaller change; trust the model below it
-    noise = 100.0 * eps * jnp.abs(jnp.where(start, 0.0, s.value))
+    noise = noise + 100.0 * eps * jnp.abs(jnp.where(start, 0.0, s.value))
     gained = jnp.where(start, jnp.inf, s.value - value)
     ratio = jnp.where(s.predicted <= noise, 1.0, gained / s.predicted)
     ratio = jnp.where(gained < -noise, -1.0, ratio)
     accept = finite & (start | (ratio > 1e-4))
-    length = jnp.sqrt(jnp.sum(s.step**2))
-    radius = jnp.where(ratio > 0.75, jnp.maximum(s.radius, 2.0 * length), s.radius)
-    radius = jnp.where(~finite | (ratio < 0.25), 0.25 * length, radius)
+    wider = jnp.maximum(s.radius, 2.0 * s.length)
+    radius = jnp.where(ratio > 0.75, wider, s.radius)
+    radius = jnp.where(~finite | (ratio < 0.25), 0.25 * s.length, radius)
     now = s._replace(
         x=jnp.where(accept, trial, s.x),
         frame=jax.tree.map(lambda a, b: jnp.where(accept, a, b), frame, s.frame),

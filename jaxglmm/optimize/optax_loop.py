@@ -21,7 +21,7 @@ import optax
 from jax import lax
 
 from jaxglmm.errors import Status
-from jaxglmm.optimize.newton import Minimum, curvature_step, stay
+from jaxglmm.optimize.newton import Minimum, curvature_step, ones, stay
 from jaxglmm.typing import Array
 
 __all__ = ["minimize_optax", "optimizer_by_name"]
@@ -90,6 +90,7 @@ def minimize_optax(
     *,
     frame: Any = (),
     reframe: Callable[[Array, Any], tuple[Array, Any]] = stay,
+    scale: Callable[[Array], Array] = ones,
 ) -> Minimum:
     """Minimize with an optax transformation; see the module."""
     transform = optax.with_extra_args_support(
@@ -106,7 +107,8 @@ def minimize_optax(
         x, frame = reframe(last.x, frame)
         value, grad, hess, frame = value_grad_hess(x, frame)
         eye = jnp.eye(x.shape[0], dtype=x.dtype)
-        at = curvature_step(x, grad, hess, jnp.asarray(1.0, x.dtype), value, eye)
+        one = jnp.ones((), x.dtype)
+        at = curvature_step(x, grad, hess, one, value, eye, scale(x))
         status = _judge(at, value, grad, last.n_iter >= max_iter, enough)
         saddle = (status == int(Status.STALLED)) & (at.min_eigenvalue < -1e-6)
         again = saddle & (s.rounds < _ROUNDS - 1)
