@@ -178,21 +178,22 @@ def glmm(
     arrays = to_design(frame)
     if is_linear(fam) and used in ("REML", "ML"):
         check_gaussian(frame)
-        fitted = fit_host(arrays, reml_flag(used), start, control)
+        fitted, n_starts = fit_host(arrays, reml_flag(used), start, control)
     else:
         fam.check(arrays.y, arrays.weights)
         if used == "PQL":
             check_pql(fam)
         how = check_how(used, n_quad, arrays, priors)
         if used == "PQL":
-            fitted = fit_host_pql(arrays, fam, start, control)
+            fitted, n_starts = fit_host_pql(arrays, fam, start, control), 1
         else:
-            fitted = fit_host_generalized(arrays, fam, start, control, how)
+            fitted, n_starts = fit_host_generalized(arrays, fam, start, control, how)
     if priors is None and not (is_linear(fam) and used in ("REML", "ML")):
         fitted = mark_separation(fitted, arrays, fam)
     model = GLMM(
         fit=fitted, design=arrays, frame=frame, family=fam, method=used,
         formula=formula, n_quad=n_quad, priors=priors, control=control,
+        n_starts=n_starts,
     )  # fmt: skip
     if not model.converged:
         if strict:

@@ -50,7 +50,7 @@ def fit(
     *,
     n_quad: int | None = None,
     priors: Callable[[Params], Array] | None = None,
-    start: Array | None = None,
+    start: Array | Params | None = None,
     control: Control | None = None,
 ) -> Fit:
     """Fit a mixed model; pure, so it can be jitted, mapped and differentiated.
@@ -76,9 +76,11 @@ def fit(
         ``params.sigma`` is 1, theta is on the link scale, and the residual standard
         deviation of a Gaussian model is exp(psi[0]). It is static, as ``family`` is: a
         new function compiles anew, and it cannot close over traced values.
-    start : Array, (m,), optional
+    start : Array, (m,), or Params, optional
         Starting theta; by default by the method of moments, for binomial and Poisson
-        models by penalized quasi-likelihood, for other families unit variances.
+        models by penalized quasi-likelihood, for other families unit variances. Or a
+        start of all parameters, such as ``m.fit.params``: of a linear model, and by
+        PQL, all others follow from theta.
     control : Control, optional
         Optimizer and its limits.
 
@@ -134,7 +136,9 @@ def check_fit(
     how = check_how(method, n_quad, design, priors)
     if method == "PQL":
         check_pql(family)
-    if start is not None and jnp.shape(start) != (design.n_theta,):
+    if isinstance(start, Params):
+        check_params(start, design, _n_own(family, method))
+    elif start is not None and jnp.shape(start) != (design.n_theta,):
         raise ValueError(
             f"start must have shape ({design.n_theta},); found {jnp.shape(start)}"
         )
@@ -146,7 +150,10 @@ def check_fit(
 
 
 def fit_checked(
-    what: What, design: Design, start: Array | None, max_iter: Array | None = None
+    what: What,
+    design: Design,
+    start: Array | Params | None,
+    max_iter: Array | None = None,
 ) -> Fit:
     """Fit; ``max_iter`` (), which may be traced, goes before the control's.
 
@@ -156,6 +163,7 @@ def fit_checked(
     if is_linear(family) and method in ("REML", "ML"):
         return _fit_linear(design, reml_flag(method), start, control, max_iter)
     if method == "PQL":
+        start = start.theta if isinstance(start, Params) else start
         return _fit_pql(design, family, start, control)
     return _fit_generalized(design, family, start, control, how, max_iter)
 
@@ -219,6 +227,11 @@ def check_predictors(family: Family, design: Design) -> None:
             f"the family {family.name!r} has {family.n_eta} linear predictors and the "
             f"design {found}; give the others as Design(others=(Predictor(X=...), ...))"
         )
+
+
+def _n_own(family: Family, method: str) -> int:
+    """Own parameters that Params hold; sigma of a linear model has a place apart."""
+    return 0 if is_linear(family) and method in ("REML", "ML") else family.n_own
 
 
 def reml_flag(method: str) -> float:
@@ -315,9 +328,8 @@ def loglik(
         )
     design = as_float(design)
     check_predictors(family, design)
-    linear = is_linear(family) and method in ("REML", "ML")
-    check_params(params, design, 0 if linear else family.n_own)
-    if linear:
+    check_params(params, design, _n_own(family, method))
+    if is_linear(family) and method in ("REML", "ML"):
         return _loglik_linear(params, design, reml_flag(method))
     how = check_how(method, n_quad, design)
     control = control or Control()

@@ -197,23 +197,22 @@ def _model(design: Design, family, control: Control, how: How) -> GeneralizedMod
 def fit_rows(
     design: Design,
     family: Family,
-    start: Array | None,
+    start: Array | Params | None,
     control: Control,
     how: How,
     spare: Array | int = 0,
     max_iter: Array | None = None,
+    gaps: bool = False,
 ) -> Fit:
     """Fit a design by Laplace or quadrature; every array may be traced.
 
-    ``spare`` counts columns of any X that are there for padding alone; ``max_iter`` ()
-    goes before the control's.
+    ``start`` is theta (m,), or Params whose parts are NaN where they are left open, if
+    there may be such ``gaps``. ``spare`` counts columns of any X that are there for
+    padding alone; ``max_iter`` () goes before the control's.
     """
     model = _model(design, family, control, how)
     data, scales = inner_rows(design, family)
-    theta = None
-    if start is not None:
-        theta = scales.maps.theta @ jnp.asarray(start, data.y.dtype)
-    first = first_point(model, data, theta)
+    first = first_point(model, data, _given_point(start, scales, data), gaps)
     raw = estimate_rows(model, control, data, first, max_iter)
     fit = to_user_units(raw, scales, spare, how.reml)
     if how.prior is None:
@@ -221,6 +220,24 @@ def fit_rows(
     return dataclasses.replace(
         fit, loglik=fit.loglik - jnp.reshape(how.prior(fit.params), ())
     )
+
+
+def _given_point(
+    start: Array | Params | None, scales: Scales, data: RowData
+) -> Point | None:
+    """The user's start in inner units; NaN for all but theta where that is all."""
+    if start is None:
+        return None
+    dtype = data.y.dtype
+    if not isinstance(start, Params):
+        beta = tuple(jnp.full(len(T), jnp.nan, dtype) for T in scales.T)
+        theta, psi = start, None
+    else:
+        parts = (start.beta, *start.others)
+        beta = tuple(T @ jnp.asarray(c, dtype) for T, c in zip(scales.T_inv, parts))
+        theta, psi = start.theta * start.sigma, start.psi
+    psi = jnp.nan if psi is None else jnp.asarray(psi, dtype)
+    return Point(beta, scales.maps.theta @ jnp.asarray(theta, dtype), psi)
 
 
 def estimate_rows(
@@ -412,7 +429,8 @@ def log_lik_rows(
         beta = tuple(T_inv @ c for T_inv, c in zip(scales.T_inv, beta))
         theta = scales.maps.theta @ theta
         # the user's beta has no influence, so its mode is sought from a better one
-        start = first_point(model, data, theta)
+        none = tuple(jnp.full_like(c, jnp.nan) for c in beta)
+        start = first_point(model, data, Point(none, theta, psi))
         u, first = start.u, start.point.beta[0]
         beta = (beta[0][:0], *beta[1:])
     else:

@@ -78,9 +78,16 @@ class _Round(NamedTuple):
 
 
 def first_point(
-    model: GeneralizedModel, data: RowData, theta: Array | None = None
+    model: GeneralizedModel,
+    data: RowData,
+    given: Point | None = None,
+    gaps: bool = False,
 ) -> Start:
-    """Where to start; ``theta`` (m,) in inner units where the user gave it."""
+    """Where to start.
+
+    ``given`` is the user's start in inner units, NaN where it leaves beta or psi open;
+    and theta too if there may be such ``gaps``.
+    """
     data, family = jax.tree.map(lax.stop_gradient, data), model.family
     psi, extra = family.psi_start(data.y, data.w), family.extra_start(data.y, data.w)
     used, layout = data.w > 0, model.layout
@@ -91,12 +98,21 @@ def first_point(
     beta = data.X[0].T @ rest / n
     others = [e * jnp.sum(X, axis=0) / n for e, X in zip(extra, data.X[1:])]
     u = tuple(jnp.zeros((b.n_levels, b.k), beta.dtype) for b in layout.blocks)
-    fixed = theta is not None
-    usual = jnp.asarray(default_start(layout), beta.dtype)
-    theta = usual if theta is None else lax.stop_gradient(theta)
+    theta = jnp.asarray(default_start(layout), beta.dtype)
+    fixed = jnp.zeros((), bool)
+    if given is not None:
+        given = lax.stop_gradient(given)
+        fixed = ~jnp.any(jnp.isnan(given.theta))
+        theta = jnp.where(fixed, given.theta, theta) if gaps else given.theta
     if model.starts_near:
         first = near_response(model, data, (), theta, eta, Inner(u, beta))
-        theta, (u, beta) = _quasi(model, data, theta, first, fixed)
+        free = given is None or gaps
+        theta, (u, beta) = _quasi(model, data, theta, first, fixed, free)
+    if given is not None:
+        beta, *others = (
+            jnp.where(jnp.isnan(a), b, a) for a, b in zip(given.beta, (beta, *others))
+        )
+        psi = jnp.where(jnp.isnan(given.psi), psi, given.psi)
     return Start(Point((beta, *others), theta, psi), u)
 
 
@@ -142,9 +158,17 @@ def near_response(
 
 
 def _quasi(
-    model: GeneralizedModel, data: RowData, theta: Array, first: Inner, fixed: bool
+    model: GeneralizedModel,
+    data: RowData,
+    theta: Array,
+    first: Inner,
+    fixed: Array,
+    free: bool,
 ) -> tuple[Array, Inner]:
-    """Theta and the mode by rounds of (1); the mode alone where theta is ``fixed``."""
+    """Theta and the mode by rounds of (1); the mode alone where theta is ``fixed``.
+
+    As it is always unless it may be ``free``.
+    """
     layout, family = model.layout, model.family
     psi = jnp.zeros(0, theta.dtype)
 
@@ -156,7 +180,7 @@ def _quasi(
         )  # fmt: skip
         fine = _is_finite(inner)
         inner = jax.tree.map(lambda a, b: jnp.where(fine, a, b), inner, s.inner)
-        if fixed:
+        if not free:
             return _Round(s.theta, inner, jnp.zeros((), bool), s.n + 1)
         b = effects(inner.u, factors)
         eta = linear_predictors((inner.beta,), b, data, layout)
@@ -165,13 +189,14 @@ def _quasi(
         done = eliminate(factors, cp, layout)
         V = conditional_covariances(factors, done, cp, layout)
         theta = _updated(factors, inner.u, V, layout)
-        theta = jnp.where(fine & jnp.all(jnp.isfinite(theta)), theta, s.theta)
+        moves = fine & ~fixed & jnp.all(jnp.isfinite(theta))
+        theta = jnp.where(moves, theta, s.theta)
         new = block_factors(theta, layout)
         change = [
             jnp.max(jnp.abs(_sizes(a) / _sizes(c) - 1.0)) for a, c in zip(new, factors)
         ]
         u = tuple(v @ _inverse(L).T for v, L in zip(b, new))
-        going = fine & (jnp.max(jnp.stack(change)) > _NEAR)
+        going = fine & ~fixed & (jnp.max(jnp.stack(change)) > _NEAR)
         return _Round(theta, Inner(u, inner.beta), going, s.n + 1)
 
     start = _Round(theta, first, jnp.ones((), bool), jnp.zeros((), jnp.int32))

@@ -22,7 +22,7 @@ from jaxglmm.crossproducts import block_diagonal, cross_products
 from jaxglmm.designs import Design, Predictor, Term
 from jaxglmm.elimination import conditional_covariances, eliminate
 from jaxglmm.encoding import ModelFrame
-from jaxglmm.errors import DataError, FormulaError, Status
+from jaxglmm.errors import DataError, FormulaError
 from jaxglmm.families import (
     Cumulative,
     Family,
@@ -32,10 +32,11 @@ from jaxglmm.families import (
 )
 from jaxglmm.generalized import How, fit_rows, mode_covariances
 from jaxglmm.linear import Raw, estimate, to_user_units
+from jaxglmm.manystarts import best, count_linear, inner_starts, points
 from jaxglmm.plan import Layout
 from jaxglmm.pql import fit_pql
 from jaxglmm.refine import refine, wants_refining
-from jaxglmm.results import Fit
+from jaxglmm.results import Fit, Params, check_params
 from jaxglmm.starts import moment_start
 
 __all__ = [
@@ -53,9 +54,6 @@ __all__ = [
 ]
 
 _EXACT = 1e-14  # residuals over response: rounding
-_FEW_ROWS = 40  # of random models with 20 rows 1 in 50 has several optima
-_MORE_STARTS = 24
-_SAME = 1e-7  # difference in the objective between optima that are one
 _ZERO = 1e-8  # theta in inner units; changes the criterion by its square
 
 
@@ -118,15 +116,14 @@ def check_gaussian(frame: ModelFrame) -> None:
             f"the response {frame.response_name} counts successes and failures, which "
             "family='gaussian' cannot take"
         )
-    if frame.one_row_per_level:
-        group = frame.one_row_per_level[0]
-        term = next(t for t in frame.terms if t.group_name == group)
-        raise FormulaError(
-            f"the term {term.text} has as many random effects as there are rows "
-            f"({len(frame.y)}), so they cannot be told from the residuals of a "
-            "Gaussian model. Drop the term, or group by something with several rows "
-            "per level."
-        )
+    for term in frame.terms:
+        if term.one_row_per_effect and _is_residual(term, frame.weights):
+            raise FormulaError(
+                f"the term {term.text} has as many random effects as there are rows "
+                f"({len(frame.y)}), with the same design in every level, so they "
+                "cannot be told from the residuals of a Gaussian model. Drop the term, "
+                "or group by something with several rows per level."
+            )
     n, p = frame.X.shape
     if p == n:
         raise DataError(
@@ -135,18 +132,35 @@ def check_gaussian(frame: ModelFrame) -> None:
         )
 
 
-def fit_host(arrays: Design, reml: float, start: Any, control: Control) -> Fit:
-    """Fit NumPy arrays; ``start`` is theta in the user's units, or None.
+def _is_residual(term, weights: np.ndarray | None) -> bool:
+    """Whether Z Q Z' can be W^-1: the levels' Z'WZ are the same, and Q may be its own.
 
-    The likelihood of few rows may have several optima, and is quick to fit: without a
-    start of the user's that is repeated from others, by the same program.
+    Covariates or known weights that differ between the levels tell them apart.
+    """
+    w = np.ones(len(term.z)) if weights is None else weights
+    squares = w[:, None, None] * term.z[:, :, None] * term.z[:, None, :]
+    H = np.zeros((term.n_levels, *squares.shape[1:]))
+    np.add.at(H, term.group, squares)
+    size = np.max(np.abs(H))
+    off = H[0] - np.diag(np.diagonal(H[0]))
+    free = term.structure == "full" or np.max(np.abs(off)) <= 1e-10 * size
+    return free and bool(np.max(np.abs(H - H[0])) <= 1e-10 * size)
+
+
+def fit_host(
+    arrays: Design, reml: float, start: Any, control: Control
+) -> tuple[Fit, int]:
+    """Fit NumPy arrays, and from how many starts; ``start`` is the user's, or None.
+
+    Where the likelihood may have several optima, and the user has given no start, the
+    fit is repeated from others by the same program.
     """
     with np.errstate(all="ignore"):
         cp, units = cross_products(arrays, np)
         theta0 = moment_start(cp, arrays.layout, np)
     _check_residuals(arrays, float(units.s) if cp.gram[-1, -1] > 0 else 0.0)
     if start is not None:
-        theta0 = units.maps.theta @ _given_start(start, arrays.n_theta)
+        theta0 = units.maps.theta @ _given_theta(start, arrays, 0)
     padded, layout = pad(cp, arrays.layout)
     keep = isinstance(control.optimizer, str) and built_in(layout)
 
@@ -154,33 +168,14 @@ def fit_host(arrays: Design, reml: float, start: Any, control: Control) -> Fit:
         args = padded, np.float64(reml), theta0
         return run(_estimate, (layout, control), *args, keep=keep)
 
-    raw = estimates(theta0)
-    few = arrays.n_obs <= _FEW_ROWS and control.optimizer == "newton"
-    if few and start is None and built_in(layout):
-        raw = _best([raw, *map(estimates, _more_starts(len(theta0)))])
+    raw, more = estimates(theta0), 0
+    if control.optimizer == "newton" and start is None and built_in(layout):
+        more = count_linear(arrays, bool(raw.is_singular), int(raw.status))
+        raw = best(raw, inner_starts(len(theta0), more), estimates)
     raw = _unpad(raw, arrays)
     if built_in(layout) and wants_refining(raw, cp, arrays):
         raw = refine(raw, arrays, cp, units, reml)
-    return to_user_units(raw, units)
-
-
-def _more_starts(m: int) -> np.ndarray:
-    """Further starting values of any size and sign, the same ones always."""
-    rng = np.random.default_rng(0)
-    sizes = 10.0 ** rng.uniform(-1.0, 1.7, (_MORE_STARTS, m))
-    return sizes * rng.choice([-1.0, 1.0], sizes.shape)
-
-
-def _best(raws: list[Raw]) -> Raw:
-    """Where the objective is lowest, however that run ended.
-
-    Of equal ones the first, unless some run saw that the objective is flat there.
-    """
-    found = [r for r in raws if np.isfinite(r.objective)]
-    lowest = min((float(r.objective) for r in found), default=np.inf)
-    equal = [r for r in found if float(r.objective) <= lowest + _SAME]
-    flat = [r for r in equal if int(r.status) == Status.NOT_IDENTIFIED]
-    return (flat or equal or raws)[0]
+    return to_user_units(raw, units), 1 + more
 
 
 def _check_residuals(arrays: Design, size: float) -> None:
@@ -202,22 +197,39 @@ def _check_residuals(arrays: Design, size: float) -> None:
 
 def fit_host_generalized(
     arrays: Design, family: Family, start: Any, control: Control, how: How
-) -> Fit:
-    """Fit NumPy arrays by Laplace or quadrature; ``start`` is theta or None."""
-    theta0 = None if start is None else _given_start(start, arrays.n_theta)
+) -> tuple[Fit, int]:
+    """Fit NumPy arrays by Laplace or quadrature, and from how many starts."""
     # a prior is written for the parameters that there are
     padded = pad_design(arrays) if how.prior is None else arrays
     keep = isinstance(control.optimizer, str) and built_in(padded.layout)
     keep = keep and known_family(family) and how.prior is None
-    spare = sum(_widths(padded)) - sum(_widths(arrays))
-    args = padded, theta0, np.int64(spare)
-    fit = run(_fit_rows, (family, control, how), *args, keep=keep)
-    return _unpad_fit(fit, arrays, padded)
+    widths, wide = _widths(arrays), _widths(padded)
+    spare = np.int64(sum(wide) - sum(widths))
+
+    def fit_from(params: Params) -> Fit:
+        betas = [
+            np.pad(
+                c,
+                (0, p - len(c)),
+                constant_values=0.0 if np.isfinite(c).all() else np.nan,
+            )
+            for c, p in zip((params.beta, *params.others), wide)
+        ]
+        params = params.replace(beta=betas[0], others=tuple(betas[1:]))
+        args = padded, params, spare
+        fit = run(_fit_rows, (family, control, how), *args, keep=keep)
+        return _unpad_fit(fit, arrays, padded)
+
+    first = fit_from(_given_params(start, arrays, family.n_own))
+    if control.optimizer != "newton" or start is not None or not keep:
+        return first, 1
+    more = points(arrays, first)
+    return best(first, more, fit_from), 1 + len(more)
 
 
 def fit_host_pql(arrays: Design, family: Family, start: Any, control: Control) -> Fit:
     """Fit NumPy arrays by PQL; ``start`` is theta or None."""
-    theta0 = None if start is None else _given_start(start, arrays.n_theta)
+    theta0 = None if start is None else _given_theta(start, arrays, family.n_own)
     padded = pad_design(arrays)
     # a working model would take padding columns for collinear ones
     padded = dataclasses.replace(padded, X=padded.X[:, : arrays.X.shape[1]])
@@ -232,7 +244,7 @@ def _fit_pql(family, control, design, start):
 
 
 def _fit_rows(family, control, how, design, start, spare):
-    return fit_rows(design, family, start, control, how, spare)
+    return fit_rows(design, family, start, control, how, spare, gaps=True)
 
 
 def _widths(design: Design) -> list[int]:
@@ -277,17 +289,51 @@ def _estimate(layout, control, cp, reml, theta0):
     return estimate(cp, layout, reml, theta0, control)
 
 
-def _given_start(start: Any, m: int) -> np.ndarray:
+def _given_theta(start: Any, arrays: Design, n_own: int) -> np.ndarray:
+    """The user's start of theta (m,); all else that it may hold follows from that."""
+    if isinstance(start, Params):
+        return _given_params(start, arrays, n_own).theta
+    m = arrays.n_theta
     try:
         theta = np.asarray(start, float)
     except (TypeError, ValueError):
         raise DataError(f"start must hold numbers; found {start!r}") from None
     if theta.shape != (m,) or not np.isfinite(theta).all():
         raise DataError(
-            f"start must hold {m} finite values, theta in the order of m.theta; found "
-            f"{theta.tolist()}"
+            f"start must hold {m} finite values, theta in the order of m.theta, or be "
+            f"a jaxglmm.Params; found {theta.tolist()}"
         )
     return theta
+
+
+def _given_params(start: Any, arrays: Design, n_own: int) -> Params:
+    """The user's start; NaN for what is left open."""
+    nothing = Params(
+        beta=np.full(arrays.X.shape[1], np.nan), theta=np.full(arrays.n_theta, np.nan),
+        sigma=np.ones(()), psi=np.full(n_own, np.nan),
+        others=tuple(np.full(p.X.shape[1], np.nan) for p in arrays.others),
+    )  # fmt: skip
+    if start is None:
+        return nothing
+    if not isinstance(start, Params):
+        return nothing.replace(theta=_given_theta(start, arrays, n_own))
+    check_params(start, arrays, n_own)
+    given = jax_free(start)
+    for name in ("beta", "theta", "psi"):
+        value = getattr(given, name)
+        if not np.isfinite(value).all():
+            raise DataError(f"start.{name} is not finite: {value.tolist()}")
+    return given
+
+
+def jax_free(params: Params) -> Params:
+    """The same parameters as NumPy arrays in float64; theta on its absolute scale."""
+    psi = np.zeros(0) if params.psi is None else np.asarray(params.psi, float)
+    return Params(
+        beta=np.asarray(params.beta, float), theta=np.asarray(params.theta, float),
+        sigma=np.asarray(params.sigma, float), psi=psi,
+        others=tuple(np.asarray(c, float) for c in params.others),
+    )  # fmt: skip
 
 
 def _unpad(raw: Raw, arrays: Design) -> Raw:

@@ -45,8 +45,8 @@ __all__ = [
 ]
 
 _LARGE_TOL = 1e-8  # Newton decrement for large crossed designs: 1e-4 standard errors
+_NESTED, _CROSSED = 2.0, 100.0  # rounding of the criterion by theta^2, as measured
 _LARGE = 8.0  # relative standard deviations beyond this count by their logarithm
-_FARTHEST = 1e3  # starts beyond this relative standard deviation are moved to it
 _SINGULAR = 1e-4  # a diagonal of Lambda below this counts as zero, as in lme4
 
 Data = tuple[CrossProducts, Array, Array | None]
@@ -80,7 +80,7 @@ class LinearModel:
 
     def noise(self, x: Array, data: Data) -> Array:
         """Rounding of the criterion; see :func:`rounding`."""
-        return rounding(x, data[0].n)
+        return rounding(x, data[0].n, self.layout)
 
     @property
     def radius(self) -> float:
@@ -95,13 +95,15 @@ class LinearModel:
         return crossed_value_grad_hess(cp, self.layout, reml, sigma2), _LARGE_TOL
 
 
-def rounding(theta: Array, n: Array) -> Array:
+def rounding(theta: Array, n: Array, layout: Layout) -> Array:
     """How far cross-products let the criterion be off, ().
 
     The residual sum of squares is what is left of y'y, which in inner units is the
-    residual variance times 1 + |theta|^2 or so, and V has a condition of that size.
+    residual variance times 1 + |theta|^2 or so. The system of crossed factors has a
+    condition beyond that, of about the rows of a level.
     """
-    return n * float(jnp.finfo(theta.dtype).eps) * (1.0 + 2.0 * (theta**2).sum())
+    worst = _CROSSED if layout.tail else _NESTED
+    return n * float(jnp.finfo(theta.dtype).eps) * (1.0 + worst * (theta**2).sum())
 
 
 class Raw(NamedTuple):
@@ -127,8 +129,8 @@ class Raw(NamedTuple):
 def start_theta(cp: CrossProducts, layout: Layout, units: Units, start) -> Array:
     """Starting theta in inner units."""
     if start is not None:
-        given = jnp.asarray(start, cp.gram.dtype)
-        return jnp.clip(units.maps.theta @ given, -_FARTHEST, _FARTHEST)
+        theta = start.theta if isinstance(start, Params) else start
+        return units.maps.theta @ jnp.asarray(theta, cp.gram.dtype)
     return moment_start(cp, layout, jnp)
 
 

@@ -53,7 +53,8 @@ class GLMM:
 
     ``fit`` holds the numbers (:class:`jaxglmm.Fit`, NumPy arrays), ``design`` the
     arrays, ``frame`` the names and the encodings that new data need; ``n_quad``,
-    ``priors`` and ``control`` are as :func:`glmm` was given them.
+    ``priors`` and ``control`` are as :func:`glmm` was given them; the optimum is the
+    best that ``n_starts`` starts led to.
     """
 
     fit: Fit
@@ -65,6 +66,7 @@ class GLMM:
     n_quad: int | None = None
     priors: Callable[[Params], Any] | None = None
     control: Control | None = None
+    n_starts: int = 1
 
     # ---- estimates -----------------------------------------------------------------
 

@@ -53,7 +53,10 @@ _EPS = float(np.finfo(np.float64).eps)
 def wants_refining(raw: Raw, cp: CrossProducts, arrays: Design) -> bool:
     """Whether rounding of the criterion shows, and the data are not too large."""
     theta = np.asarray(raw.theta)
-    if not np.isfinite(theta).all() or rounding(theta, float(cp.n)) < _ENOUGH:
+    if (
+        not np.isfinite(theta).all()
+        or rounding(theta, float(cp.n), arrays.layout) < _ENOUGH
+    ):
         return False
     kinds = [structure(s) for s in arrays.layout.structures]
     columns = sum(b.size for b in arrays.layout.blocks) + arrays.X.shape[1] + 1
@@ -118,17 +121,18 @@ def _reduced(arrays: Design, cp: CrossProducts, units: Units, reml: float) -> _R
     used = np.asarray(units.aliased) == 0
     A = np.concatenate([*parts, X[:, used], y[:, None]], axis=1) * root
     if n > A.shape[1]:
-        A = np.linalg.qr(A, mode="r")
+        A = np.asarray(np.linalg.qr(A, mode="r"))
     return _Rows(A[:, :start], A[:, start:-1], A[:, -1], tuple(terms), reml, cp)
 
 
 def _basis(term) -> np.ndarray:
     """D Lambda / d theta (m, k, k) of a structure that is linear in theta."""
     kind, k = structure(term.structure), term.k
-    rows = np.array(kind.row(k))
     if kind.common:
         return np.eye(k)[None]
-    columns = np.array(kind.column(k))
+    assert kind.row is not None
+    assert kind.column is not None
+    rows, columns = np.array(kind.row(k)), np.array(kind.column(k))
     basis = np.zeros((len(rows), k, k))
     basis[np.arange(len(rows)), rows, columns] = 1.0
     return basis
@@ -153,7 +157,7 @@ class _At:
         r, q = self.rows.Z.shape
         terms = zip(self.rows.terms, self.Lambdas)
         U = np.concatenate([t.times(self.rows.Z, L) for t, L in terms], axis=1)
-        O, T = scipy.linalg.qr(np.concatenate([U, np.eye(q)]))
+        O, T = np.linalg.qr(np.concatenate([U, np.eye(q)]), mode="complete")
         return O[:r], T[:q]
 
     @cached_property
@@ -163,7 +167,8 @@ class _At:
 
     @cached_property
     def _fixed(self) -> tuple[np.ndarray, np.ndarray]:
-        return scipy.linalg.qr(self._white[1], mode="economic")
+        Q, R = np.linalg.qr(self._white[1])
+        return Q, R
 
     @cached_property
     def residuals(self) -> np.ndarray:
@@ -328,7 +333,7 @@ def _pivoted(theta, rows: _Rows, layout: Layout):
 
 def _lower(root: np.ndarray) -> np.ndarray:
     """Lower triangular root, diagonal >= 0, of root root'."""
-    L = np.linalg.qr(root.T, mode="r").T
+    L = np.asarray(np.linalg.qr(root.T, mode="r")).T
     return L * np.where(np.diagonal(L) < 0, -1.0, 1.0)
 
 

@@ -33,7 +33,8 @@ def verdict(m: GLMM) -> str:
     evidence = (
         f"Newton decrement {float(m.fit.decrement):.1e}, smallest Hessian eigenvalue "
         f"{float(m.fit.min_eigenvalue):.1e} of the largest, "
-        f"{int(m.fit.n_iter)} evaluations"
+        f"{int(m.fit.n_iter)} evaluations, "
+        + ("one start" if m.n_starts == 1 else f"the best of {m.n_starts} starts")
     )
     if m.status == Status.CONVERGED:
         note = ""

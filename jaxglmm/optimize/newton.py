@@ -111,8 +111,8 @@ def curvature_step(
     """Step (1) and what it promises; curvature within rounding counts as none.
 
     For the verdict so does curvature (2), which vanishes with the gradient. ``basis``
-    is any orthogonal matrix (m, m), best the eigenvectors of an earlier H. ``unit`` (m,)
-    scales the parameters.
+    is any orthogonal matrix (m, m), best the eigenvectors of an earlier H; ``unit``
+    (m,) scales the parameters.
     """
     x, g, H = x / unit, g * unit, H * unit[:, None] * unit[None]
     d, U = symmetric_eigen(H, basis)
