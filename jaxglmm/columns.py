@@ -45,7 +45,6 @@ class Variable:
     """What new data need to know of a variable of the formula."""
 
     name: str
-    state: dict[str, Any]  # what stateful functions learned
     suffixes: tuple[str, ...]  # of numeric columns, or of the contrasts
     levels: pd.Index | None = None
     contrasts: np.ndarray | None = None  # C, (J, m)
@@ -93,12 +92,11 @@ def learn(
     values : (n,) or (n, m) array
         Numbers, or int32 level codes.
     """
-    state: dict[str, Any] = {}
-    found = classify(table.evaluate(expression, state))
+    found = classify(table.evaluate(expression))
     factor = found.factor
     if factor is None:
         check_finite(found.values, expression, table.rows)
-        return Variable(expression, state, found.suffixes), found.values
+        return Variable(expression, found.suffixes), found.values
     values = factor.with_levels(expression)
     table.check_complete(values, expression)
     codes, levels = tables.factorize(values)
@@ -112,7 +110,7 @@ def learn(
         )
         spec = "poly" if ordered else "treatment"
     matrix, suffixes = contrast(spec, tables.labels(levels), expression)
-    return Variable(expression, state, suffixes, levels, matrix), codes
+    return Variable(expression, suffixes, levels, matrix), codes
 
 
 def _check_levels(name: str, levels: pd.Index, values: Any, n: int) -> None:
@@ -139,7 +137,7 @@ def recall(variable: Variable, table: Table) -> np.ndarray:
     DataError
         If a factor has a level that was not fitted, or numbers are no numbers.
     """
-    evaluated = table.evaluate(variable.name, variable.state)
+    evaluated = table.evaluate(variable.name)
     found = classify(evaluated)
     if variable.levels is not None:
         return evaluated.spread(_recall_codes(variable, found), -1)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "as_frame",
+    "by_text",
     "column_names",
     "compress",
     "factorize",
@@ -39,6 +40,7 @@ __all__ = [
     "take",
 ]
 
+_EXACT = 2**53  # integers up to here are float64 numbers
 _ACCEPTED = (
     "a pandas, polars or pyarrow table, a dict of arrays or lists, or a NumPy "
     "structured array"
@@ -56,16 +58,26 @@ def column_names(data: Any) -> list[Any]:
     return _names(_open(data))
 
 
-def as_frame(data: Any, columns: Collection[str] | None = None) -> pd.DataFrame:
+def by_text(names: Iterable[Any]) -> dict[str, Any]:
+    """Column names by how a formula spells them; the column 0 is ``"0"``.
+
+    A column whose name is that text goes before one whose name is no text.
+    """
+    names = list(names)
+    out = {str(name): name for name in names}
+    return out | {name: name for name in names if isinstance(name, str)}
+
+
+def as_frame(data: Any, columns: Collection[Any] | None = None) -> pd.DataFrame:
     """Convert a table to pandas.
 
     Parameters
     ----------
     data : table
         pandas, polars or pyarrow table, dict of arrays or lists, structured array.
-    columns : collection of str, optional
-        The columns needed. Others may be missing from the result; names that the table
-        lacks are ignored.
+    columns : collection, optional
+        Names of the columns needed. Others may be missing from the result; names that
+        the table lacks are ignored.
 
     Returns
     -------
@@ -195,7 +207,8 @@ def _from_narwhals(series: nw.Series) -> Any:
         return pd.Categorical.from_codes(codes.tolist(), categories=levels)
     if dtype.is_numeric() and not dtype.is_decimal():
         if series.null_count() and dtype.is_integer():
-            series = series.cast(nw.Float64)
+            gaps = series.is_null().to_numpy()
+            return pd.arrays.IntegerArray(series.fill_null(0).to_numpy(), gaps)
         return series.to_numpy()
     convert: Callable[[], Any] = series.to_list
     if dtype.is_temporal() or (dtype == nw.Boolean and not series.null_count()):
@@ -266,8 +279,12 @@ def _from_nullable(column: pd.Series) -> np.ndarray | pd.Series:
     gaps = bool(column.isna().any())
     if pd.api.types.is_bool_dtype(column.dtype):
         return column.astype(object) if gaps else column.to_numpy(dtype=bool)
-    if pd.api.types.is_integer_dtype(column.dtype) and not gaps:
-        return column.to_numpy(dtype=np.int64)
+    if pd.api.types.is_integer_dtype(column.dtype):
+        if not gaps:
+            is_signed = pd.api.types.is_signed_integer_dtype(column.dtype)
+            return column.to_numpy(dtype=np.int64 if is_signed else np.uint64)
+        if column.abs().max() > _EXACT:
+            return column  # ids that float64 would take for one another
     return column.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
@@ -347,6 +364,7 @@ def factorize(values: Any) -> tuple[np.ndarray, pd.Index]:
         codes, present = compress(keys)
         return codes, pd.Index(present.astype(values.dtype, copy=False))
     if isinstance(values, np.ndarray) and values.dtype.kind == "f":
+        values = values.astype(np.float64, copy=False)
         if np.all(np.abs(values) < 2**53) and np.array_equal(values, np.rint(values)):
             return factorize(values.astype(np.int64))
     codes, levels = pd.factorize(values, sort=True)
@@ -368,7 +386,8 @@ def match(values: Any, levels: pd.Index) -> tuple[np.ndarray, list[str]]:
     else:
         codes, found = pd.factorize(values)
         found = pd.Index(found)
-    if found.dtype.kind in "iu" and levels.dtype.kind in "iu":
+    plain = all(isinstance(i.dtype, np.dtype) for i in (found, levels))
+    if plain and found.dtype.kind in "iu" and levels.dtype.kind in "iu":
         place = levels.get_indexer(found)
     else:
         place = pd.Index(labels(levels), dtype=object).get_indexer(

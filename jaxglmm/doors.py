@@ -9,7 +9,7 @@ Nothing here leaves float64, and no JAX array leaves the compiled call.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxglmm.control import Control
@@ -43,12 +43,13 @@ def design(
     offset: Any = None,
     contrasts: dict[str, str] | None = None,
     missing: str = "drop",
+    functions: Mapping[str, Callable[..., Any]] | None = None,
 ) -> Design:
     """Make the Design that :func:`jaxglmm.fit` takes, from a formula and a frame.
 
     Parameters
     ----------
-    formula, data, weights, offset, contrasts, missing
+    formula, data, weights, offset, contrasts, missing, functions
         As for :func:`glmm`.
 
     Returns
@@ -69,7 +70,7 @@ def design(
 
     frame = model_frame(
         formula, data, weights=weights, offset=offset, contrasts=contrasts,
-        missing=missing,
+        missing=missing, functions=functions,
     )  # fmt: skip
     return jax.tree.map(jax.numpy.asarray, to_design(frame))
 
@@ -91,6 +92,7 @@ def glmm(
     start: Any = None,
     control: Control | None = None,
     missing: str = "drop",
+    functions: Mapping[str, Callable[..., Any]] | None = None,
     strict: bool = False,
 ) -> GLMM:
     """Fit a mixed model from a formula and a data frame.
@@ -137,7 +139,14 @@ def glmm(
     control : Control, optional
         Optimizer and its limits.
     missing : {"drop", "raise"}
-        Rows with missing values are left out and counted, or refused.
+        Rows with missing values (weights and offset included) are left out and
+        counted, or refused.
+    functions : dict of callables, optional
+        Functions of your own for the formulas, ``{"f": f}``; predictions use them too.
+        They get columns as float64 arrays (truth values as they are, text and dates as
+        Series) and give one or several values per row. A formula is data: it can name
+        columns, compute with them in float64, and call these functions and those of
+        the formula language (README, *Formulas*), nothing else.
     strict : bool
         Raise instead of warn when the fit did not converge.
 
@@ -171,7 +180,7 @@ def glmm(
         raise TypeError(f"control must be a jaxglmm.Control; found {kind}")
     frame = model_frame(
         formula, data, weights=weights, offset=offset, contrasts=contrasts,
-        missing=missing, codes=fam.takes_codes, others=others,
+        missing=missing, codes=fam.takes_codes, others=others, functions=functions,
     )  # fmt: skip
     frame, fam = for_response(frame, fam)
     used = check_method(fam, method, priors)

@@ -11,7 +11,7 @@ variables and their columns (:mod:`jaxglmm.columns`), the random terms
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, NamedTuple
@@ -26,7 +26,9 @@ from jaxglmm.columns import ModelColumns, Variable, learn, model_columns
 from jaxglmm.contrasts import check_contrasts
 from jaxglmm.errors import DataError, NoticeWarning
 from jaxglmm.evaluate import Table, used_columns
+from jaxglmm.expressions import canonical, quote
 from jaxglmm.formula import ParsedFormula, parse, parse_predictor
+from jaxglmm.functions import Function, check_functions
 from jaxglmm.newdata import Encoder
 from jaxglmm.response import (
     check_response,
@@ -153,6 +155,7 @@ def model_frame(
     missing: str = "drop",
     codes: bool = False,
     others: Mapping[str, str] | None = None,
+    functions: Mapping[str, Callable[..., Any]] | None = None,
 ) -> ModelFrame:
     """Turn a mixed-model formula and a table into arrays and names.
 
@@ -174,6 +177,10 @@ def model_frame(
         Whether a factor may be the response, as codes 0, 1, ... of its levels.
     others : dict of str to str, optional
         Formulas of further linear predictors by name, ``{"zi": "~ x + (1 | g)"}``.
+    functions : dict of callables, optional
+        The caller's own functions, by the name that formulas call them. They get
+        columns of numbers as float64 arrays, others as arrays of truth values or as
+        Series, and give a value or several for every row.
 
     Returns
     -------
@@ -201,16 +208,17 @@ def model_frame(
     >>> frame.X_names, list(frame.terms[0].levels)
     (['(Intercept)', 'x'], ['a', 'b'])
     """
-    contrasts = contrasts or {}
+    contrasts = {str(name): kind for name, kind in (contrasts or {}).items()}
+    own = check_functions(functions)
     if missing not in ("drop", "raise"):
         raise DataError(f"missing={missing!r} is unknown. Choose 'drop' or 'raise'.")
     check_contrasts(contrasts)
-    names = tables.column_names(data)
-    weights, offset = (_column_first(v, names) for v in (weights, offset))
+    names = tables.by_text(tables.column_names(data))
+    weights, offset = (_expression(v, names) for v in (weights, offset))
     weights = in_order_of(weights, data, "weights")
     offset = in_order_of(offset, data, "offset")
     plan = _plan(formula, offset, others or {})
-    table, arrays = _open(data, plan.expressions, weights, offset)
+    table, arrays = _open(data, names, own, plan.expressions, weights, offset)
     dropped_by = _drop_missing(table, arrays, missing)
     numbers = _evaluate_numbers(plan, table, arrays, weights, codes)
     variables, values = _learn(plan.variables, table, contrasts)
@@ -250,10 +258,11 @@ def model_frame(
 # -- what to read ----------------------------------------------------------------------
 
 
-def _column_first(given: Any, names: Any) -> Any:
-    """A string that is a column's name means that column, whatever it spells."""
-    is_name = isinstance(given, str) and given in names
-    return f"`{given}`" if is_name and not given.isidentifier() else given
+def _expression(given: Any, names: Mapping[str, Any]) -> Any:
+    """Spell a string given; one that is a column's name means that column."""
+    if not isinstance(given, str):
+        return given
+    return quote(given) if given in names else canonical(given)
 
 
 class _Part(NamedTuple):
@@ -307,15 +316,20 @@ def _part(parsed: ParsedFormula) -> _Part:
 
 
 def _open(
-    data: Any, expressions: list[str], weights: Any, offset: Any
+    data: Any,
+    names: Mapping[str, Any],
+    functions: Mapping[str, Function],
+    expressions: list[str],
+    weights: Any,
+    offset: Any,
 ) -> tuple[Table, dict[str, np.ndarray]]:
     """Open the table, find its missing values, and check arrays given beside it."""
-    names = dict.fromkeys(tables.column_names(data))
     what = "the data"
-    columns = (c for e in expressions for c in used_columns(e, names, what))
+    expressions = [*expressions, weights] if isinstance(weights, str) else expressions
+    columns = (c for e in expressions for c in used_columns(e, names, what, functions))
     used = list(dict.fromkeys(columns))
-    extra = used_columns(weights, names, what) if isinstance(weights, str) else []
-    table = Table(tables.as_frame(data, {*used, *extra}), names, what)
+    frame = tables.as_frame(data, {names[c] for c in used})
+    table = Table(frame, names, what, functions)
     if table.n == 0:
         raise DataError("the data have no rows.")
     table.find_missing(used)
@@ -323,8 +337,8 @@ def _open(
     for name, given in (("weights", weights), ("offset", offset)):
         if given is not None and not isinstance(given, str):
             arrays[name] = given_numbers(given, name, table.n)
-    if "offset" in arrays and np.isnan(arrays["offset"]).any():
-        table.masks["offset"] = np.isnan(arrays["offset"])
+            if np.isnan(arrays[name]).any():
+                table.masks[name] = np.isnan(arrays[name])
     return table, arrays
 
 
@@ -418,6 +432,8 @@ def _encode(
         random=tuple(coding for coding, _ in terms),
         offsets=part.offsets,
         needs_offset=needs_offset,
+        functions=table.functions,
+        states=table.states,
     )
     for notice in fixed.notices:
         warnings.warn(notice, NoticeWarning, stacklevel=3)

@@ -1,18 +1,16 @@
-"""Expressions of a formula on the rows of a table: columns, functions, raw values.
+"""Expressions of a formula on the rows of a table.
 
-A name is a column of the table, a function from a fixed list or a Python builtin. The
-caller's own variables are never seen, so a formula means the same everywhere. Rows in
-which a column of the expression is missing are left out before it is evaluated, hence
-``scale(x)`` or ``bs(x)`` learn from complete rows only.
-
-Functions that learn from data (poly, scale, center, bs, cr, cc) and contrast objects
-are formulaic's, as is the evaluation that keeps what they learned. It is imported where
-an expression names one of them, because that takes a quarter of a second.
+A name is a column of the table, or a function or constant of the formula language. The
+caller's own variables are never seen, so a formula means the same everywhere, and no
+Python is run: see :mod:`jaxglmm.interpreter`. Rows in which a column of the expression
+is missing are left out before it is evaluated, hence ``scale(x)`` or ``bs(x)`` learn
+from complete rows only. What they learned is kept, by expression, for new data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import copy
+from collections.abc import Collection, Iterable, Mapping
 from functools import reduce
 from typing import Any, TypeGuard, cast
 
@@ -21,60 +19,24 @@ import pandas as pd
 
 from jaxglmm import data as tables
 from jaxglmm.errors import DataError, FormulaError
-from jaxglmm.expressions import column_of, rewrite, variables
-from jaxglmm.tokens import tokenize
-from jaxglmm.values import Evaluated, Marked, Pair, unwrap
+from jaxglmm.expressions import column_of, find_column, references, tree
+from jaxglmm.functions import FUNCTIONS, Function
+from jaxglmm.interpreter import Interpreter, is_known
+from jaxglmm.values import Evaluated, unwrap
 
 __all__ = ["Table", "used_columns"]
-
-
-# -- functions -------------------------------------------------------------------------
-
-
-def _identity(values: Any) -> Any:
-    return values
-
-
-def _factor(values: Any, contrasts: Any = None, *, levels: Any = None) -> Marked:
-    return Marked(unwrap(values), contrasts, levels)
-
-
-def _ordered(values: Any, *, levels: Any = None) -> Marked:
-    return Marked(unwrap(values), None, levels, True)
-
-
-def _cbind(successes: Any, failures: Any) -> Pair:
-    return Pair(unwrap(successes), unwrap(failures))
-
-
-_NUMPY = (
-    "log log10 log2 log1p exp exp2 expm1 sqrt abs sin cos tan tanh floor ceil sign "
-    "where maximum minimum"
-).split()
-_OWN: dict[str, Any] = {
-    "np": np,
-    **{name: getattr(np, name) for name in _NUMPY},
-    "I": _identity,
-    "C": _factor,
-    "factor": _factor,
-    "ordered": _ordered,
-    "cbind": _cbind,
-}
-_FORMULAIC = (
-    "poly scale center standardize bs cr cc cs contr Treatment Sum Helmert Poly Diff"
-).split()
-_FUNCTIONS = (*_FORMULAIC, *_OWN)
-_CONSTANTS = frozenset({"True", "False", "None"})
-
-
-# -- columns and expressions -----------------------------------------------------------
 
 
 def _names_column(column: str | None, names: Collection[Any]) -> TypeGuard[str]:
     return column is not None and column in names
 
 
-def used_columns(expression: str, names: Collection[Any], what: str) -> list[str]:
+def used_columns(
+    expression: str,
+    names: Collection[str],
+    what: str,
+    functions: Collection[str] = (),
+) -> list[str]:
     """Columns that an expression needs.
 
     Raises
@@ -86,27 +48,49 @@ def used_columns(expression: str, names: Collection[Any], what: str) -> list[str
     if _names_column(column, names):
         return [column]
     found = []
-    for name in sorted(variables(expression)):
-        root = name.split(".")[0]
-        known = root in _FUNCTIONS or root in _CONSTANTS
-        if name in names or root in names:
-            found.append(name if name in names else root)
+    for parts, called in references(tree(expression)):
+        if called and len(parts) == 1:
+            continue  # a function
+        parts = parts[:-1] if called else parts
+        name, _ = find_column(parts, names)
+        known = is_known(parts) or parts[0] in FUNCTIONS or parts[0] in functions
+        if name:
+            found.append(name)
         elif column is not None or not known:
-            choices = tables.suggest(name, names)
-            raise DataError(f"no column {name!r} in {what}. {choices}")
-    return list(dict.fromkeys(found))
+            name = ".".join(parts)
+            raise DataError(
+                f"no column {name!r} in {what}. {tables.suggest(name, names)}"
+            )
+    return sorted(set(found))
 
 
 class Table:
-    """The rows in use of the caller's table, as plain columns made when asked for."""
+    """The rows in use of the caller's table, as plain columns made when asked for.
+
+    Parameters
+    ----------
+    frame : DataFrame
+    names : mapping
+        The table's own name of every column, by that name as text.
+    what : str
+        What messages call the table.
+    functions : mapping of Function, optional
+        The caller's own.
+    states : dict, optional
+        What the functions of an expression learned from the training rows.
+    """
 
     def __init__(
         self,
         frame: pd.DataFrame,
-        names: Collection[Any],
+        names: Mapping[str, Any],
         what: str = "the data",
+        functions: Mapping[str, Function] | None = None,
+        states: Mapping[str, dict[str, Any]] | None = None,
     ):
         self.frame, self.names, self.what = frame, names, what
+        self.functions = functions or {}
+        self.states = copy.deepcopy(dict(states or {}))
         self.rows: np.ndarray | None = None
         self.n = len(frame)
         self.masks: dict[str, np.ndarray] = {}
@@ -144,16 +128,8 @@ class Table:
                 f"{expression} is missing in {where}. Give every row a level."
             )
 
-    def evaluate(
-        self, expression: str, state: dict[str, Any] | None = None
-    ) -> Evaluated:
+    def evaluate(self, expression: str) -> Evaluated:
         """Evaluate an expression.
-
-        Parameters
-        ----------
-        expression : str
-        state : dict, optional
-            What its functions learned; filled where it is empty.
 
         Returns
         -------
@@ -168,59 +144,39 @@ class Table:
         column = column_of(expression)
         if _names_column(column, self.names):
             return Evaluated(self._column(column), expression, self.n, None)
-        used = used_columns(expression, self.names, self.what)
+        used = used_columns(expression, self.names, self.what, self.functions)
         masks = [self.masks[name] for name in used if name in self.masks]
         gaps = reduce(np.logical_or, masks) if masks else None
-        columns = {name: self._column(name) for name in used}
-        if gaps is not None:
-            columns = {k: tables.take(v, ~gaps) for k, v in columns.items()}
-        values = _evaluate(expression, columns, {} if state is None else state)
+        columns = {name: self._complete(name, gaps) for name in used}
+        values = self._run(expression, columns)
         n = self.n if gaps is None else int((~gaps).sum())
         return Evaluated(values, expression, n, gaps)
 
+    def _run(self, expression: str, columns: Mapping[str, Any]) -> Any:
+        state = self.states.setdefault(expression, {})
+        try:
+            with np.errstate(all="ignore"):
+                found = tree(expression)
+                return unwrap(Interpreter(found, columns, self.functions, state).run())
+        except (DataError, FormulaError) as error:
+            raise type(error)(f"cannot evaluate {expression}: {error}") from error
+        except Exception as error:
+            kind = type(error).__name__
+            raise DataError(f"cannot evaluate {expression}: {kind}: {error}") from error
+
     def _series(self, name: str) -> pd.Series:
-        return cast(pd.Series, self.frame[name])
+        return cast(pd.Series, self.frame[self.names[name]])
 
     def _column(self, name: str) -> Any:
         if name not in self._columns:
             self._columns[name] = tables.plain(self._series(name), self.rows)
         return self._columns[name]
 
-
-def _evaluate(expression: str, columns: dict[str, Any], state: dict[str, Any]) -> Any:
-    """Run an expression; columns get aliases, since their names may be anything."""
-    aliases = {name: f"_column_{i}_" for i, name in enumerate(columns)}
-    env = {a: pd.Series(columns[name], copy=False) for name, a in aliases.items()}
-
-    def alias(name: str) -> str:
-        root, dot, rest = name.partition(".")
-        if name in aliases:
-            return aliases[name]
-        return aliases.get(root, root) + dot + rest
-
-    try:
-        with np.errstate(all="ignore"):
-            raw = _run(rewrite(expression, alias), env, state)
-    except (DataError, FormulaError):
-        raise
-    except NameError as error:
-        name = getattr(error, "name", None) or str(error)
-        choices = tables.suggest(name, _FUNCTIONS, "Functions")
-        raise FormulaError(
-            f"cannot evaluate {expression}: unknown function {name!r}. {choices}"
-        ) from None
-    except Exception as error:
-        kind = type(error).__name__
-        raise DataError(f"cannot evaluate {expression}: {kind}: {error}") from error
-    return unwrap(raw) if isinstance(raw, pd.Series | pd.Index) else raw
-
-
-def _run(code: str, env: dict[str, Any], state: dict[str, Any]) -> Any:
-    names = {t.text.split(".")[0] for t in tokenize(code) if t.kind == "name"}
-    if names.isdisjoint(_FORMULAIC):
-        return eval(code, {}, _OWN | env)
-    from formulaic.transforms import TRANSFORMS
-    from formulaic.utils.stateful_transforms import stateful_eval
-
-    theirs = {name: TRANSFORMS[name] for name in _FORMULAIC}
-    return stateful_eval(code, _OWN | theirs | env, None, state, None)
+    def _complete(self, name: str, gaps: np.ndarray | None) -> Any:
+        """A column in the rows without gaps, counted from 0 where it is a Series."""
+        column = self._column(name)
+        if gaps is not None:
+            column = tables.take(column, ~gaps)
+        if isinstance(column, pd.Series):
+            return tables.plain(column.reset_index(drop=True))
+        return column

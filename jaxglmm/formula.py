@@ -15,7 +15,6 @@ References: Bates et al. (2015), J. Stat. Softw. 67(1), doi:10.18637/jss.v067.i0
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -158,7 +157,7 @@ def _read_formula(r: Reader, *, one_sided: bool = False) -> ParsedFormula:
         fixed=_join(r, parts.fixed),
         offsets=tuple(parts.offsets),
         random=tuple(parts.random),
-        text=re.sub(r"\s+", " ", r.text).strip(),
+        text=r.source(0, stop),
     )
 
 

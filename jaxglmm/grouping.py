@@ -144,10 +144,9 @@ def group_values(found: Evaluated) -> Any:
     DataError
         If they are not one per row, or infinite.
     """
-    name, raw = found.name, found.values
-    values = getattr(raw, "__wrapped__", raw)
-    if isinstance(raw, Marked):
-        values = raw.with_levels(name)
+    name, values = found.name, found.values
+    if isinstance(values, Marked):
+        values = values.with_levels(name)
     if not hasattr(values, "dtype"):
         values = np.asarray(values)
     if values.ndim != 1 or len(values) != found.n:

@@ -8,7 +8,7 @@ never dropped: a missing covariate gives NaN, a missing or unseen group the code
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
@@ -20,6 +20,7 @@ from jaxglmm.columns import ModelColumns, Variable, recall
 from jaxglmm.errors import DataError
 from jaxglmm.evaluate import Table, used_columns
 from jaxglmm.formula import ParsedFormula
+from jaxglmm.functions import Function
 from jaxglmm.grouping import group_values
 from jaxglmm.response import as_numbers, given_numbers, response_and_trials
 from jaxglmm.terms import TermCoding
@@ -96,6 +97,10 @@ class Encoder:
         Expressions of offsets.
     needs_offset : bool
         Whether the model was also given an offset as an array.
+    functions : dict of Function
+        The caller's own, by name.
+    states : dict
+        What functions learned from the training rows, by expression.
     """
 
     formula: ParsedFormula
@@ -105,6 +110,8 @@ class Encoder:
     random: tuple[TermCoding, ...]
     offsets: tuple[str, ...]
     needs_offset: bool = False
+    functions: Mapping[str, Function] = field(default_factory=dict)
+    states: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     def transform(
         self,
@@ -166,10 +173,13 @@ class Encoder:
     ) -> Table:
         factors = [f for t in terms for f in t.term.factors]
         own = [self.formula.response] if response else []
-        names = dict.fromkeys(tables.column_names(newdata))
+        names, what = tables.by_text(tables.column_names(newdata)), "newdata"
         expressions = [*variables, *factors, *self.offsets, *own]
-        used = {c for e in expressions for c in used_columns(e, names, "newdata")}
-        table = Table(tables.as_frame(newdata, used), names, "newdata")
+        used = {
+            c for e in expressions for c in used_columns(e, names, what, self.functions)
+        }
+        frame = tables.as_frame(newdata, {names[c] for c in used})
+        table = Table(frame, names, what, self.functions, self.states)
         table.find_missing(used)
         return table
 
@@ -206,5 +216,7 @@ def _spread_groups(found: Evaluated, n: int) -> Any:
     if found.gaps is None:
         return values
     column = pd.Series(values)
+    if column.dtype.kind in "iu":
+        column = column.convert_dtypes()  # whose gaps leave the others as they are
     column.index = pd.Index(np.flatnonzero(~found.gaps))
     return column.reindex(range(n))

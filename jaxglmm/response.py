@@ -154,7 +154,7 @@ def _check_weights(weights: np.ndarray, name: str, rows: np.ndarray | None) -> N
     if len(weights) and weights.min() > 0 and np.isfinite(weights.sum()):
         return
     for bad, what in (
-        (np.isnan(weights), "missing"),
+        (np.isnan(weights), "NaN"),
         (np.isinf(weights), "infinite"),
         (weights < 0, "negative"),
         (weights == 0, "zero"),

@@ -1,8 +1,9 @@
 """A formula cut into tokens, and a reader that walks them and points at mistakes.
 
-A token is a name (dots included: ``total.fruits``, ``.dt``), a name in backticks, a
-string, a number, an operator or the end. Every error repeats the formula on one line
-with a caret under the token it is about::
+A token is a name (dots included: ``total.fruits``, ``.x``), a name in backticks, an
+attribute (a name with a leading dot behind an operand: ``f(x).real``), a string, a
+number, an operator or the end. Every error repeats the formula on one line with a caret
+under the token it is about::
 
     found '.' where a term was expected. Add a term.
         y ~ x + . + (1 | g)
@@ -11,9 +12,11 @@ with a caret under the token it is about::
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple, NoReturn
 
 from jaxglmm.errors import FormulaError
@@ -39,7 +42,7 @@ _LEXER = re.compile(
 class Token(NamedTuple):
     """A piece of the formula and where it stands."""
 
-    kind: str  # name, quoted (backticks), string, number, op or end
+    kind: str  # name, quoted (backticks), attribute, string, number, op or end
     text: str
     start: int
     end: int
@@ -47,6 +50,13 @@ class Token(NamedTuple):
     def is_op(self, *ops: str) -> bool:
         """Whether this is one of the operators."""
         return self.kind == "op" and self.text in ops
+
+    @property
+    def ends_operand(self) -> bool:
+        """Whether what follows can be an attribute."""
+        if self.kind == "name":
+            return not keyword.iskeyword(self.text)
+        return self.kind not in ("op", "end") or self.is_op(*CLOSES)
 
 
 @lru_cache(maxsize=512)
@@ -58,7 +68,8 @@ def tokenize(text: str) -> tuple[Token, ...]:
     FormulaError
         At a character that starts no token.
     """
-    tokens, position = [], 0
+    tokens: list[Token] = []
+    position = 0
     while position < len(text):
         match = _LEXER.match(text, position)
         if match is None:
@@ -68,6 +79,9 @@ def tokenize(text: str) -> tuple[Token, ...]:
             _fail(text, position, message)
         if match.lastgroup != "space":
             kind = str(match.lastgroup)
+            dotted = kind == "name" and match.group().startswith(".")
+            if dotted and tokens and tokens[-1].ends_operand:
+                kind = "attribute"
             tokens.append(Token(kind, match.group(), position, match.end()))
         position = match.end()
     tokens.append(Token("end", "", len(text), len(text)))
@@ -132,9 +146,10 @@ class Reader:
         _fail(self.text, (token or self.token).start, message)
 
     def source(self, start: int, stop: int) -> str:
-        """Text of the tokens start..stop, on one line."""
-        text = self.text[self.tokens[start].start : self.tokens[stop - 1].end]
-        return re.sub(r"\s+", " ", text)
+        """Text of the tokens start..stop, blanks between them as one."""
+        tokens = self.tokens[start:stop]
+        gaps = (" " * (b.start > a.end) for a, b in pairwise(tokens))
+        return "".join(t.text + gap for t, gap in zip(tokens, [*gaps, ""]))
 
     def closing(self, i: int) -> int:
         """Index of the bracket that closes the one at i."""

@@ -81,8 +81,7 @@ class Pair:
 
 
 def unwrap(values: Any) -> Any:
-    """Unwrap formulaic's values, and make a Series plain as `tables.plain` does."""
-    values = getattr(values, "__wrapped__", values)
+    """Make a Series plain as `tables.plain` does."""
     if isinstance(values, pd.Series | pd.Index | pd.Categorical):
         return tables.plain(pd.Series(values))
     return values
@@ -105,13 +104,8 @@ def classify(found: Evaluated) -> Values:
         If the values are neither, or not one per row.
     """
     raw, names = found.values, None
-    if hasattr(raw, "__formulaic_metadata__"):
-        names = raw.__formulaic_metadata__.column_names
-        raw = unwrap(raw)
     if isinstance(raw, Marked):
         return Values(raw.values, factor=raw)
-    if isinstance(raw, dict):
-        raw = np.column_stack([np.asarray(v, np.float64) for v in raw.values()])
     if isinstance(raw, pd.DataFrame):
         names, raw = tuple(map(str, raw.columns)), raw.to_numpy()
     values = raw if hasattr(raw, "dtype") else np.asarray(raw)
@@ -122,6 +116,8 @@ def classify(found: Evaluated) -> Values:
         raise DataError(
             f"{found.name} gives {counts}. Use expressions that keep the rows."
         )
+    if isinstance(values, pd.Series) and pd.api.types.is_integer_dtype(values.dtype):
+        values = values.to_numpy(dtype=np.float64, na_value=np.nan)  # with gaps
     if isinstance(values, np.ndarray) and values.dtype.kind in "iuf":
         return _numbers(values, names)
     is_bool = isinstance(values, np.ndarray) and values.dtype.kind == "b"

@@ -460,7 +460,7 @@ def test_weights_by_name_expression_and_array(data):
 
 @pytest.mark.parametrize(
     ("bad", "what"),
-    [(-1.0, "negative"), (0.0, "zero"), (np.nan, "missing"), (np.inf, "infinite")],
+    [(-1.0, "negative"), (0.0, "zero"), (np.inf, "infinite")],
 )
 def test_bad_weights(data, bad, what):
     weights = np.ones(N)
@@ -526,12 +526,35 @@ def test_missing_raise_and_nothing_left(data):
     )
 
 
-def test_missing_offset_drops_the_row_but_missing_weights_elsewhere_do_not_matter(data):
+@pytest.mark.parametrize("what", ["weights", "offset"])
+@pytest.mark.parametrize("form", ["array", "column", "expression", "nullable"])
+def test_missing_weights_and_offsets_drop_the_row(data, what, form):
+    values = 1.0 + np.arange(N) / 2
+    values[[3, 7]] = np.nan
+    data["v"] = pd.Series(values).astype("Float64" if form == "nullable" else float)
+    given = {"array": values, "expression": "2 * v"}.get(form, "v")
+    frame = model_frame("y ~ x + (1 | g)", data, **{what: given})
+    kept = np.delete(np.arange(N), [3, 7])
+    np.testing.assert_array_equal(frame.kept, kept)
+    assert frame.n_dropped == 2
+    assert frame.dropped_by == {what if form == "array" else "v": 2}
+    want = values[kept] * (2 if form == "expression" else 1)
+    np.testing.assert_array_equal(getattr(frame, what), want)
+    found = message(
+        DataError, "y ~ x + (1 | g)", data, missing="raise", **{what: given}
+    )
+    assert "missing values" in found
+
+
+def test_all_that_is_missing_is_counted(data):
     offset, weights = np.zeros(N), np.ones(N)
-    offset[3] = weights[3] = np.nan
+    offset[3], weights[[3, 5]] = np.nan, np.nan
+    data.loc[1, "x"] = np.nan
     frame = model_frame("y ~ x + (1 | g)", data, offset=offset, weights=weights)
-    assert frame.n_dropped == 1
-    assert frame.dropped_by == {"offset": 1}
+    assert frame.n_dropped == 3
+    assert frame.dropped_by == {"x": 1, "weights": 2, "offset": 1}
+    found = message(DataError, "y ~ x + (1 | g)", data, weights="log(z - 2)")
+    assert "weights 'log(z - 2)': NaN in 2 rows (0, 2" in found
 
 
 def test_levels_that_only_dropped_rows_have_are_not_counted(data):

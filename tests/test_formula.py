@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from jaxglmm.algebra import expand
 from jaxglmm.errors import FormulaError
-from jaxglmm.expressions import rewrite, variables
+from jaxglmm.expressions import canonical, column_of, references, tree
 from jaxglmm.formula import parse
 
 
@@ -183,7 +183,7 @@ ERRORS = [
     ("y ~ x z + (1 | g)", "operator", 6),
     ("y ~ 'x' + (1 | g)", "backticks", 4),
     ("y ~ `x + (1 | g)", "Close the quote", 4),
-    ("y ~ f(x z) + (1 | g)", "not a valid Python", 4),
+    ("y ~ f(x z) + (1 | g)", "not a valid expression", 4),
     ("y ~ x:(1 | g)", "needs parentheses", 9),
     ("y ~ x^z + (1 | g)", "whole number", 6),
     ("y ~ () + (1 | g)", "empty parentheses", 5),
@@ -251,18 +251,40 @@ def test_arbitrary_text_parses_or_raises_formula_error(text):
 @pytest.mark.parametrize(
     ("expression", "names"),
     [
-        ("x", {"x"}),
-        ("`my x`", {"my x"}),
-        ("bs(x, df=4) + np.log(z)", {"x", "z", "np"}),
+        ("x + x", {"x"}),
+        ("log(`my x`)", {"log", "my x"}),
+        ("bs(x, df=4) + np.log(z)", {"bs", "x", "np.log", "z"}),
         ("a.b == 'c d'", {"a.b"}),
-        ("x.clip(lower=0)", {"x"}),
-        ("f(x)[0].real if z else None", {"x", "z"}),
+        ("x.clip(lower=0)", {"x.clip"}),
+        ("f(x)[0].real if z else None", {"f", "x", "z"}),
+        ("log(.x) + `.y`.dt.year", {"log", ".x", ".y.dt.year"}),
+        ("log(lambda + 1)", {"log", "lambda"}),
+        ("x. + is.na + \u00b5", {"x.", "is.na", "\u00b5"}),
     ],
 )
-def test_variables(expression, names):
-    assert variables(expression) == names
+def test_references(expression, names):
+    assert {".".join(parts) for parts, _ in references(tree(expression))} == names
 
 
-def test_rewrite_replaces_columns_only():
-    out = rewrite("log(`my x`) + x.clip(x=1) + 'x'", lambda n: f"<{n}>")
-    assert out == "log(<my x>) + <x.clip>(x=1) + 'x'"
+@pytest.mark.parametrize(
+    ("expression", "column"),
+    [("x", "x"), (".x", ".x"), ("`a  b`", "a  b"), ("x + 1", None), ("f(x)", None)],
+)
+def test_column_of(expression, column):
+    assert column_of(expression) == column
+
+
+@pytest.mark.parametrize("name", ["a  b", "a\nb", "a\t b", " a", "'a  b'"])
+def test_blanks_inside_quotes_are_kept(name):
+    text = f"`{name}`" if "'" not in name else f"I(f == {name})"
+    parsed = parse(f"y ~  x +   {text} + ({text}  |  g:{text})")
+    assert parsed.fixed == f"x + {text}"
+    assert parsed.random[0].effects == text
+    assert parsed.random[0].factors == ("g", text)
+    assert expand(parsed.fixed).variables == ("x", text)
+
+
+def test_spelling_is_that_of_the_tokens():
+    assert canonical("log( .x+`a  b` )^2") == "log(.x + `a  b`) ** 2"
+    assert canonical("`plain`") == "plain"
+    assert canonical("_alias0_ + `a b`") == "_alias0_ + `a b`"
