@@ -22,8 +22,10 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple, NoReturn
 
+from jaxglmm.errors import FormulaError
 from jaxglmm.expressions import read_variable
 from jaxglmm.tokens import CLOSES, Reader, Token
 
@@ -83,9 +85,13 @@ def expand(side: str) -> Side:
 def read_side(r: Reader, start: int, stop: int) -> Side:
     """Terms of the tokens start..stop, with an intercept unless they take it away."""
     r.i = start
-    value = _sum(r, stop, {_ONE: ()})
-    if r.i < stop:
-        _fail_unexpected(r)
+    try:
+        value = _sum(r, stop, {_ONE: ()})
+        if r.i < stop:
+            _fail_unexpected(r)
+    except FormulaError:
+        _refuse_truth(r, start, stop)
+        raise
     order = _appearance(r, start, stop)
     terms = [
         tuple(sorted(term, key=lambda v: order.get(v, len(order))))
@@ -245,6 +251,38 @@ def _primary(r: Reader, stop: int) -> _Value:
     return _Value({frozenset([name]): (name,)})
 
 
+_OPERATORS = ("<", ">", "<=", ">=", "==", "!=", "&", "~", "!", "//", "%")
+_WORDS = ("and", "or", "not", "in", "is", "if", "else")
+
+
+def _is_truth(token: Token) -> bool:
+    """Whether a token belongs to an expression and makes no term."""
+    return token.is_op(*_OPERATORS) or (token.kind == "name" and token.text in _WORDS)
+
+
+def _refuse_truth(r: Reader, start: int, stop: int) -> None:
+    """Refuse comparisons and logic as terms: ``(x > 4)`` must be ``I(x > 4)``."""
+
+    def found(*places: int) -> list[int]:
+        return [i for i in places if start <= i < stop and _is_truth(r.tokens[i])]
+
+    at = found(r.i, r.i - 1)
+    if not at:
+        return
+    a, b = r.enclosing(at[0], start, stop)
+    while a > start and found(a - 2, b + 1):  # one of several comparisons
+        a, b = r.enclosing(a - 1, start, stop)
+    if (a, b) == (start, stop):
+        marks = [start - 1, *r.find(start, stop, "+", "-"), stop]
+        a, b = next((m + 1, n) for m, n in pairwise(marks) if n > at[0])
+    text = re.sub("!(?!=)", "~", r.source(a, b))
+    r.fail(
+        f"{r.tokens[at[0]].text!r} makes no term; for a column of the values that it "
+        f"gives write I({text}).",
+        r.tokens[at[0]],
+    )
+
+
 def _fail_unexpected(r: Reader) -> NoReturn:
     if r.at("|", "||"):
         r.fail("a random term needs parentheses: write (effects | group).")
@@ -266,9 +304,13 @@ def read_groups(r: Reader, start: int, stop: int) -> list[tuple[str, ...]]:
     Each is the tuple of its components: ``a/b`` gives ``("b", "a")`` and ``("a",)``.
     """
     r.i = start
-    factors = _group_sum(r, stop)
-    if r.i < stop:
-        _fail_unexpected_group(r)
+    try:
+        factors = _group_sum(r, stop)
+        if r.i < stop:
+            _fail_unexpected_group(r)
+    except FormulaError:
+        _refuse_truth(r, start, stop)
+        raise
     return factors
 
 

@@ -161,6 +161,12 @@ class Reader:
                 return j
         raise AssertionError("brackets were checked")
 
+    def enclosing(self, i: int, start: int, stop: int) -> tuple[int, int]:
+        """Tokens inside the innermost brackets around i within start..stop."""
+        pairs = ((a, self.closing(a)) for a in range(i - 1, start - 1, -1)
+                 if self.tokens[a].is_op(*OPENS))  # fmt: skip
+        return next(((a + 1, b) for a, b in pairs if b > i), (start, stop))
+
     def find(self, start: int, stop: int, *ops: str) -> list[int]:
         """Find the operators among the tokens of start..stop outside brackets."""
         return [i for i in self._shallow(start, stop) if self.tokens[i].is_op(*ops)]

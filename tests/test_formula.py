@@ -203,6 +203,41 @@ def test_errors_point_at_the_place(formula, message, position):
     assert caret == "    " + " " * position + "^"
 
 
+@pytest.mark.parametrize(
+    ("term", "advice"),
+    [
+        ("(x > 4)", "I(x > 4)"),
+        ("x > 4", "I(x > 4)"),
+        ("z + x <= 4 + w", "I(x <= 4)"),
+        ("x + (x != 4) * z", "I(x != 4)"),
+        ("z:(f == 'a  b')", "I(f == 'a  b')"),
+        ("(1 < x < 4)", "I(1 < x < 4)"),
+        ("((x > 1) & (z > 2))", "I((x > 1) & (z > 2))"),
+        ("(x > 1) & (z > 2)", "I((x > 1) & (z > 2))"),
+        ("(x > 4 and not flag) * z", "I(x > 4 and not flag)"),
+        ("(~flag)", "I(~flag)"),
+        ("!flag", "I(~flag)"),
+        ("not flag", "I(not flag)"),
+        ("(f in ['a', 'b'])", "I(f in ['a', 'b'])"),
+        ("(x // 2)", "I(x // 2)"),
+        ("x % 2", "I(x % 2)"),
+        ("(f if x else z)", "I(f if x else z)"),
+        ("(log(x) > 3)", "I(log(x) > 3)"),
+        ("(x > 4 | g)", "I(x > 4)"),
+        ("(0 + (x > 4) | g)", "I(x > 4)"),
+        ("(1 | x > 2)", "I(x > 2)"),
+    ],
+)
+def test_comparisons_and_logic_as_terms_belong_in_I(term, advice):
+    for formula in (f"y ~ {term} + (1 | g)", f"y ~ z + {term} + (1 | g)"):
+        with pytest.raises(FormulaError) as caught:
+            parse(formula)
+        message, line, caret = str(caught.value).split("\n")
+        assert f"write {advice}." in message
+        assert f"'{line[caret.index('^') :].split(' ')[0]}"[:2] in message
+    parse(f"y ~ {advice} + ({advice} | {advice})")
+
+
 @pytest.mark.parametrize("formula", ["", "  ", None, 3])
 def test_no_formula(formula):
     with pytest.raises(FormulaError, match="formula"):
