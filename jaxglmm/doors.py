@@ -109,7 +109,8 @@ def glmm(
         Another link than the family's own.
     method : {"REML", "ML", "Laplace", "AGQ", "PQL"}, optional
         REML by default for Gaussian models with identity link, else Laplace. With
-        other families REML integrates the fixed effects out by the same Laplace step.
+        other families or links, and with ``dispersion=``, ML means maximum likelihood
+        by Laplace, and REML integrates the fixed effects out by the same Laplace step.
         PQL, penalized quasi-likelihood, is there for comparison: it has no likelihood.
         AGQ, adaptive Gauss-Hermite quadrature, is for one grouping factor with up to
         four effects.

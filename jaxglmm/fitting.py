@@ -63,7 +63,8 @@ def fit(
         Gaussian by default.
     method : {"REML", "ML", "Laplace", "AGQ", "PQL"}, optional
         REML by default for Gaussian models with identity link, Laplace for all others.
-        With other families REML integrates beta out by the same Laplace step. PQL,
+        With other families or links ML means Laplace, and REML integrates beta out by
+        the same Laplace step. PQL,
         penalized quasi-likelihood, has no likelihood and no derivatives. AGQ is
         adaptive Gauss-Hermite quadrature, for one grouping factor with up to four
         effects.
@@ -187,8 +188,10 @@ def _fit_pql(design: Design, family, start, control) -> Fit:
 
 
 def check_method(family: Family, method: str | None, priors=None) -> str:
-    """The method to use; ML is for linear models, which have no Laplace error."""
+    """The method to use: ML is exact for linear models, and Laplace for others."""
     linear = is_linear(family)
+    if method == "ML" and not linear and priors is None:
+        return "Laplace"
     known = ("Laplace", "REML", "AGQ", "PQL")
     known = ("REML", "ML", "Laplace", "AGQ") if linear else known
     if priors is not None:

@@ -6,10 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.optimize import minimize
+from scipy.stats import multivariate_normal
 from test_reference import HERE, read, spread
 
 import jaxglmm as jg
 from jaxglmm.errors import Status
+from jaxglmm.families import family_by_name
+from jaxglmm.fitting import check_method
 
 # one case of every kind in the default run, since each compiles a program of its own
 DEFAULT = {
@@ -190,6 +194,34 @@ def test_gaussian_by_laplace_is_maximum_likelihood(sleepstudy):
     np.testing.assert_allclose(laplace.loglik, ml.loglik, rtol=1e-9)
     np.testing.assert_allclose(laplace.fixef, ml.fixef, rtol=1e-7)
     np.testing.assert_allclose(laplace.sigma, ml.sigma, rtol=1e-6)
+
+
+def test_ml_with_a_dispersion_model_maximizes_the_normal_density(sleepstudy):
+    """y ~ N(X beta, s^2 Z Z' + diag(exp(2 D gamma))), by dense algebra and scipy."""
+    formula, y = "Reaction ~ Days + (1 | Subject)", sleepstudy["Reaction"].to_numpy()
+    m = jg.glmm(formula, sleepstudy, dispersion="~ Days", method="ML")
+    X = np.column_stack([np.ones(180), sleepstudy["Days"]])
+    same = np.equal.outer(*2 * [sleepstudy["Subject"].to_numpy()])
+
+    def loglik(p):
+        V = p[2] ** 2 * same + np.diag(np.exp(2.0 * X @ p[3:]))
+        return multivariate_normal.logpdf(y, X @ p[:2], V)
+
+    at = np.concatenate([m.fixef, m.theta, m.fixef_dispersion])
+    np.testing.assert_allclose(m.loglik, loglik(at), rtol=1e-10)
+    scale = np.array([10.0, 1.0, 5.0, 0.1, 0.02])
+    best = minimize(lambda z: -loglik(at + scale * z), np.full(5, 0.1))
+    assert -best.fun < m.loglik + 1e-6
+    np.testing.assert_allclose(at + scale * best.x, at, rtol=1e-3, atol=1e-3)
+
+
+def test_ml_of_other_links_and_families_is_by_laplace():
+    for name, link in (("gaussian", "log"), ("poisson", None), ("gamma", "log")):
+        for method in ("ML", "Laplace", None):
+            assert check_method(family_by_name(name, link), method) == "Laplace"
+    assert check_method(family_by_name("gaussian", None), "ML") == "ML"
+    with pytest.raises(ValueError, match="use 'Laplace' or 'AGQ'"):
+        check_method(family_by_name("poisson", None), "ML", lambda params: 0.0)
 
 
 def test_derivatives_through_the_fit(cbpp):
