@@ -10,8 +10,9 @@ import numpy as np
 
 from jaxglmm.errors import DataError
 
-__all__ = ["describe_dropped", "independent"]
+__all__ = ["check_sizes", "describe_dropped", "independent"]
 
+LARGEST = 1e150  # squares and their sums stay among floating-point numbers
 TOLERANCE = 1e-7  # R's: what is left of a column over the column
 
 
@@ -25,24 +26,45 @@ def independent(X: np.ndarray, names: list[str]) -> np.ndarray:
     Raises
     ------
     DataError
-        If a column overflows.
+        If a column has no square, see :func:`check_sizes`.
     """
     if X.shape[1] == 0 or _clearly_independent(X):
         return np.ones(X.shape[1], bool)
-    top = np.abs(X).max(axis=0)
-    if not np.isfinite(top).all():
-        j = int(np.argmax(~np.isfinite(top)))
-        raise DataError(
-            f"column {names[j]} of the fixed effects overflows. Rescale it."
-        )
+    check_sizes(X, names, "the fixed effects")
     return _independent_triangle(_triangle(X))
+
+
+def check_sizes(X: np.ndarray, names: list[str], what: str) -> None:
+    """Refuse columns whose squares have no place among floating-point numbers.
+
+    Raises
+    ------
+    DataError
+        Naming the column and its size.
+    """
+    with np.errstate(all="ignore"):
+        squares = np.einsum("ij,ij->j", X, X)
+    if np.all((squares > 1e-280) & (squares < 1e300)):
+        return
+    for name, top in zip(names, np.abs(X).max(axis=0, initial=0.0)):
+        if not np.isfinite(top):
+            raise DataError(
+                f"column {name} of {what} overflows: a product has no place among "
+                "floating-point numbers. Give its variables in another unit."
+            )
+        if top and not 1 / LARGEST <= top <= LARGEST:
+            raise DataError(
+                f"the largest value of column {name} of {what} is {top:.3g}, whose "
+                "square has no place among floating-point numbers. Give it in another "
+                "unit."
+            )
 
 
 def _clearly_independent(X: np.ndarray) -> bool:
     with np.errstate(all="ignore"):
         gram = X.T @ X
         length = np.sqrt(np.diagonal(gram))
-        if not (length.min() > 1e-140 and np.isfinite(length).all()):
+        if not (length.min() > 1e-140 and length.max() < LARGEST):
             return False
         try:
             L = np.linalg.cholesky(gram / np.outer(length, length))

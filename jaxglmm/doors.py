@@ -31,6 +31,7 @@ from jaxglmm.model import GLMM
 from jaxglmm.pql import check_pql
 from jaxglmm.results import Params
 from jaxglmm.separation import mark_separation
+from jaxglmm.sizes import check_numbers
 
 __all__ = ["design", "glmm"]
 
@@ -184,6 +185,7 @@ def glmm(
         missing=missing, codes=fam.takes_codes, others=others, functions=functions,
     )  # fmt: skip
     frame, fam = for_response(frame, fam)
+    check_numbers(frame, fam)
     used = check_method(fam, method, priors)
     arrays = to_design(frame)
     if is_linear(fam) and used in ("REML", "ML"):

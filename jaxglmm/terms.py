@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from jaxglmm.algebra import Side, expand
+from jaxglmm.collinear import check_sizes
 from jaxglmm.columns import ModelColumns, Variable, model_columns
 from jaxglmm.errors import FormulaError
 from jaxglmm.evaluate import Table
@@ -117,6 +118,7 @@ def random_terms(
         _check_effects(term, len(columns.names), grouping, table.n)
         if side not in filled:
             filled[side] = columns, columns.matrix(variables, values, table.n)
+            check_sizes(filled[side][1], columns.names, f"the term {term.text}")
         z = filled[side][1]
         arrays = TermArrays(
             z, columns.names, codes, grouping, term.structure, term.text

@@ -233,9 +233,157 @@ def test_series_are_matched_by_the_labels_of_rows(sleepstudy):
     np.testing.assert_allclose(again.loglik, m.loglik, rtol=1e-12)
 
 
-def test_sizes_without_a_square_are_named(sleepstudy):
-    huge = sleepstudy.assign(Reaction=sleepstudy.Reaction * 1e160)
-    with pytest.raises(jg.DataError, match="Give it in another unit"):
-        jg.glmm("Reaction ~ Days + (1 | Subject)", huge)
+def test_a_frame_for_a_formula(sleepstudy):
     with pytest.raises(jg.FormulaError, match="must be a string, found DataFrame"):
         jg.glmm(sleepstudy, sleepstudy)
+
+
+# -- sizes -----------------------------------------------------------------------------
+
+EXTREME = [1e155, 1e200, 1e308, 1e-155, 1e-200, 1e-308]
+
+
+def number(value):
+    """A number as messages show it."""
+    return f"{value:.3g}".replace("+", r"\+")
+
+
+@pytest.mark.parametrize("size", EXTREME)
+@pytest.mark.parametrize(
+    ("formula", "what"),
+    [
+        ("Reaction ~ Days + big + (1 | Subject)", "column big of the fixed effects"),
+        (
+            "Reaction ~ big + I(3 * Days) + Days + (1 | Subject)",
+            "column big of the fix",
+        ),
+        ("Reaction ~ 0 + Days:big + (1 | Subject)", "column Days:big of the fixed"),
+        ("Reaction ~ Days + (big | Subject)", r"column big of the term \(big \| Subj"),
+        ("Reaction ~ Days + (0 + big || Subject)", "column big of the term"),
+    ],
+)
+def test_extreme_covariates_are_named(sleepstudy, formula, what, size):
+    data = sleepstudy.assign(big=np.linspace(0.5, 1.0, 180) * size)
+    if "Days:big" in formula:
+        data["Days"] = (data.Days == 3) + 0.0
+        size = data.big[data.Days == 1].max()
+    match = rf"{what}.* is {number(size)}.*in another unit"
+    check_refused(data, match, formula)
+    with pytest.raises(jg.DataError, match=match):
+        jg.design(formula, data)
+
+
+@pytest.mark.parametrize(
+    "formula",
+    ["Reaction ~ x:z + (1 | Subject)", "Reaction ~ Days + (0 + x:z | Subject)"],
+)
+def test_products_that_overflow_are_named(sleepstudy, formula):
+    data = sleepstudy.assign(x=1e200, z=np.linspace(1e150, 1e200, 180))
+    check_refused(data, "column x:z of .* overflows.*another unit", formula)
+    check_refused(
+        data, r"I\(x \* z\) is infinite", "Reaction ~ I(x * z) + (1 | Subject)"
+    )
+
+
+@pytest.mark.parametrize("size", EXTREME)
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("gaussian", {}),
+        ("gaussian", {"link": "log"}),
+        ("gaussian", {"dispersion": "~ Days"}),
+        ("gamma", {}),
+        ("inverse_gaussian", {"link": "log"}),
+        ("student", {}),
+        ("tweedie", {}),
+    ],
+)
+def test_extreme_responses_are_named(sleepstudy, family, options, size):
+    data = sleepstudy.assign(big=np.linspace(0.5, 1.0, 180) * size)
+    match = rf"response big is {number(size)}, in 1 row \(179.*in another unit"
+    check_refused(data, match, "big ~ Days + (1 | Subject)", family=family, **options)
+
+
+@pytest.mark.parametrize("family", ["poisson", "nbinom2", "genpois"])
+def test_counts_that_have_neighbours_no_more_are_named(sleepstudy, family):
+    data = sleepstudy.assign(big=np.arange(180.0) * 1e20)
+    match = r"response big is 1.79e\+22, in 1 row \(179.*in another unit"
+    check_refused(data, match, "big ~ Days + (1 | Subject)", family=family)
+
+
+@pytest.mark.parametrize("size", [1e50, 1e200, 1e308, 1e-50, 1e-200, 1e-308])
+@pytest.mark.parametrize("family", ["poisson", "gamma", "binomial", "nbinom2"])
+def test_extreme_weights_are_named(sleepstudy, family, size):
+    data = sleepstudy.assign(c=sleepstudy.Days % 2 + 0.0, w=size)
+    data["c"] += family == "gamma"
+    match = rf"weights is {number(size)}, in 180 rows.*in another unit"
+    formula = "c ~ Days + (1 | Subject)"
+    if family == "binomial":
+        with pytest.raises(jg.DataError, match=f"weights.*{number(size)}|whole"):
+            jg.glmm(formula, data, family=family, weights="w")
+    else:
+        check_refused(data, match, formula, family=family, weights="w")
+
+
+@pytest.mark.parametrize("size", [1e14, 1e30, 1e200])
+def test_one_weight_beside_which_no_row_counts(sleepstudy, size):
+    w = np.ones(180)
+    w[7] = size
+    match = rf"weights is {number(size)}, in 1 row \(7.*but 1 of 180 rows count"
+    check_refused(sleepstudy, match, weights=w)
+
+
+@pytest.mark.parametrize("size", [1e20, 1e200, 1e308])
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("gaussian", {}),
+        ("gaussian", {"dispersion": "~ Days"}),
+        ("gaussian", {"link": "log"}),
+        ("poisson", {}),
+        ("gamma", {"link": "log"}),
+        ("binomial", {}),
+    ],
+)
+def test_extreme_offsets_are_named(sleepstudy, family, options, size):
+    data = sleepstudy.assign(y=sleepstudy.Days % 2 + 0.0, big=1.0)
+    data["y"] += family == "gamma"
+    data.loc[7, "big"] = size
+    match = rf"offset is {number(size)}, in 1 row \(7"
+    formula = "y ~ Days + (1 | Subject)"
+    check_refused(data, match, formula, family=family, offset="big", **options)
+    data["big"] = size  # in every row
+    match = rf"offset is {number(size)}, in 180 rows"
+    check_refused(data, match, formula, family=family, offset="big", **options)
+
+
+@pytest.mark.parametrize("size", [1e-140, 1e-9, 1e9, 1e140])
+def test_sizes_between_are_another_unit(sleepstudy, size):
+    """The same fit in another unit of everything."""
+    d = sleepstudy.assign(o=0.1 * sleepstudy.Reaction % 7)
+    formula = "Reaction ~ Days + (Days | Subject)"
+    m = jg.glmm(formula, d, offset="o")
+    scaled = d.assign(Reaction=d.Reaction * size, o=d.o * size, Days=d.Days * size)
+    again = jg.glmm(formula, scaled, offset="o", weights=np.full(180, 1 / size))
+    assert again.converged
+    np.testing.assert_allclose(again.fixef, m.fixef * [size, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(again.sigma / size**0.5, m.sigma, rtol=1e-6)
+
+
+@pytest.mark.parametrize("offset", ["Reaction", "1 * Reaction", "Reaction + 0"])
+@pytest.mark.parametrize("options", [{}, {"method": "ML"}, {"dispersion": "~ Days"}])
+def test_the_response_as_its_own_offset(sleepstudy, offset, options):
+    match = "the offset equals Reaction, the response itself"
+    check_refused(sleepstudy, match, offset=offset, **options)
+    formula = f"Reaction ~ Days + offset({offset}) + (1 | Subject)"
+    check_refused(sleepstudy, match, formula, **options)
+
+
+def test_the_logarithm_of_the_response_as_its_own_offset(sleepstudy):
+    match = r"the offset equals log\(c\), the response itself"
+    data = sleepstudy.assign(c=sleepstudy.Days + 1)
+    for family, link in (("poisson", None), ("gamma", "log"), ("gaussian", "log")):
+        check_refused(
+            data, match, "c ~ Days + offset(log(c)) + (1 | Subject)", family=family,
+            link=link,
+        )  # fmt: skip
