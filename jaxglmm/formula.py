@@ -1,7 +1,7 @@
 """The formula language: ``y ~ x * f + (1 + x | g)`` to a fixed part and random terms.
 
 The fixed part and the left of a bar are sums of terms, which :mod:`jaxglmm.algebra`
-expands with R's operators; a variable may be any Python expression, kept as text. A
+expands with R's operators; a variable is a column or an expression, kept as text. A
 random term is
 
     (effects | group)        correlated effects

@@ -43,7 +43,7 @@ __all__ = [
     "contrast_object",
 ]
 
-MAX_DEGREE = 1000  # of a polynomial or spline, and its degrees of freedom
+MAX_DEGREE, MAX_DF = 50, 1000  # of polynomials and splines
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class Function:
                 f"{name} takes no argument {min(unknown)!r} in a formula; by name it "
                 f"takes {known}."
             )
-        if not self.least <= n_args + len(keywords) or n_args > self.most:
+        given = n_args + (0 if self.kind == "learning" else len(keywords))
+        if given < self.least or n_args > self.most:
             few, many = self.least, self.most
             count = f"{few}" if few == many else f"{few} to {many}"
             plural = "s" * (many != 1)
@@ -141,21 +142,18 @@ def _spline(*args: Any, **keywords: Any) -> Any:
     return natural_spline(*args, **keywords)
 
 
-def _bounded(call: Callable[..., Any], sizes: tuple[int, ...]) -> Callable[..., Any]:
-    """Refuse degrees that would not fit into memory; ``sizes`` are their places."""
+def _learning(call: Callable[..., Any], **places: int) -> Function:
+    """A function whose ``df`` and ``degree`` stand at these places, and are bounded."""
 
-    def checked(*args: Any, **keywords: Any) -> Any:
-        given = [args[i] for i in sizes if i < len(args)]
-        given += [keywords[k] for k in ("df", "degree") if k in keywords]
-        if any(isinstance(v, int | float) and v > MAX_DEGREE for v in given):
-            raise FormulaError(f"df and degree are {MAX_DEGREE} at most.")
+    def bounded(*args: Any, **keywords: Any) -> Any:
+        for name, most in (("df", MAX_DF), ("degree", MAX_DEGREE)):
+            place = places.get(name, len(args))
+            value = args[place] if place < len(args) else keywords.get(name)
+            if isinstance(value, int | float) and value > most:
+                raise FormulaError(f"{name} is {most} at most; found {value:.6g}.")
         return call(*args, **keywords)
 
-    return checked
-
-
-def _learning(call: Callable[..., Any], *sizes: int) -> Function:
-    return Function(_bounded(call, sizes), kind="learning", most=8, keywords=None)
+    return Function(bounded, kind="learning", most=8, keywords=None)
 
 
 # -- numpy -----------------------------------------------------------------------------
@@ -210,9 +208,11 @@ NUMPY: dict[str, Function] = {
     "datetime64": Function(np.datetime64, "raw", most=2),
     "timedelta64": Function(np.timedelta64, "raw", most=2),
 }
-CONSTANTS: dict[str, Any] = {"pi": np.pi, "float": "float", "int": "int", "str": "str"}
-CONSTANTS |= {"bool": "bool"}
-CONSTANTS |= {f"np.{name}": getattr(np, name) for name in ("pi", "e", "inf", "nan")}
+CONSTANTS: dict[str, Any] = {
+    "pi": np.pi,
+    **{f"np.{name}": getattr(np, name) for name in ("pi", "e", "inf", "nan")},
+    **{name: name for name in ("float", "int", "str", "bool")},  # x.astype(float)
+}
 
 _BARE = (
     "log log10 log2 log1p exp exp2 expm1 sqrt abs sin cos tan tanh floor ceil sign "
@@ -225,15 +225,15 @@ FUNCTIONS: dict[str, Function] = {
     "factor": Function(_factor, "raw", most=2, keywords=("contrasts", "levels")),
     "ordered": Function(_ordered, "raw", keywords=("levels",)),
     "cbind": Function(Pair, "raw", least=2, most=2),
-    "poly": _learning(_theirs("poly"), 1),
+    "poly": _learning(_theirs("poly"), degree=1),
     "scale": _learning(_theirs("scale")),
     "center": _learning(_theirs("center")),
     "standardize": _learning(_theirs("standardize")),
-    "bs": _learning(_theirs("bs"), 1, 3),
-    "cr": _learning(_theirs("cr"), 1),
-    "cs": _learning(_theirs("cs"), 1),
-    "cc": _learning(_theirs("cc"), 1),
-    "ns": _learning(_spline, 1),
+    "bs": _learning(_theirs("bs"), df=1, degree=3),
+    "cr": _learning(_theirs("cr"), df=1),
+    "cs": _learning(_theirs("cs"), df=1),
+    "cc": _learning(_theirs("cc"), df=1),
+    "ns": _learning(_spline, df=1),
 }
 
 # -- contrasts -------------------------------------------------------------------------

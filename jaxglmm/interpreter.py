@@ -183,20 +183,16 @@ class Interpreter:
         if function.kind == "summary" and key in self.state:
             return self.state[key]
         form = _FORMS[function.takes]
-        values = [self._argument(a, form, name) for a in args]
-        named = {k: self._argument(v, form, name) for k, v in keywords.items()}
+        values = [form(self.value(a), name) for a in args]
+        named = {k: form(self.value(v), name) for k, v in keywords.items()}
         if owner is not None:
             values[0] = pd.Series(values[0], copy=False)
         if function.kind == "learning":
-            values[0] = as_float(_matrix(values[0]), name)
             named["_state"] = self.state.setdefault(key, {})
         out = _normal(function.call(*values, **named))
         if function.kind == "summary":
             self.state[key] = out
         return out
-
-    def _argument(self, node: ast.AST, form: Callable[..., Any], name: str) -> Any:
-        return form(self.value(node), name)
 
     def _function(self, func: ast.expr) -> tuple[str, Function, ast.expr | None]:
         """A function by its name, and the object if it is a method."""
@@ -255,10 +251,6 @@ def _numbers(value: Any, name: str) -> Any:
     return as_float(value, name) if isinstance(value, np.ndarray | pd.Series) else value
 
 
-def _matrix(value: Any) -> Any:
-    return np.asarray(value, np.float64) if isinstance(value, list) else value
-
-
 def _normal(value: Any) -> Any:
     """Results in the form of columns: arrays of numbers, Series of the rest."""
     value = getattr(value, "__wrapped__", value)  # formulaic's
@@ -266,6 +258,10 @@ def _normal(value: Any) -> Any:
         return value
     if isinstance(value, dict):
         value = np.column_stack([np.asarray(v, np.float64) for v in value.values()])
+    if isinstance(value, np.ndarray) and value.ndim > 2:
+        raise FormulaError(f"an array of {value.ndim} dimensions is not for a formula.")
+    if isinstance(value, np.ndarray) and value.ndim == 2 and value.shape[1] == 1:
+        return value[:, 0]  # which NumPy would not take for a column
     return unwrap(value)
 
 

@@ -139,9 +139,18 @@ def arithmetic(kind: type, *operands: Any) -> Any:
     if kind in _TEMPORAL and any(map(_is_temporal, operands)):
         return _TEMPORAL[kind](*operands)
     name = _ARITHMETIC[kind].__name__
-    out = _ARITHMETIC[kind](*(as_float(v, name) for v in operands))
+    out = _ARITHMETIC[kind](*_align([as_float(v, name) for v in operands]))
     whole = all(type(v) is int for v in operands) and float(out).is_integer()
     return int(out) if whole and abs(out) < MAX_INT else out
+
+
+def _align(operands: list[Any]) -> list[Any]:
+    """A column beside a matrix goes with each of its columns."""
+    if {np.ndim(v) for v in operands} != {1, 2}:
+        return operands
+    if len({len(v) for v in operands}) > 1:
+        raise DataError("a column and a matrix differ in their number of rows.")
+    return [v[:, None] if v.ndim == 1 else v for v in operands]
 
 
 def _many(operands: tuple[Any, ...]) -> bool:

@@ -174,3 +174,12 @@ def test_module_runs():
     assert done.returncode == 0, done.stderr
     assert "(Intercept)  251.405      6.825  36.838" in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "term",
+    ["I(Days + len(__import__('os').listdir('/')))", "open('x')", "Days.to_csv('x')"],
+)
+def test_a_formula_runs_no_code(term):
+    found = refused("sleepstudy", f"Reaction ~ {term} + (1 | Subject)")
+    assert "'__import__'" in found or "unknown function" in found

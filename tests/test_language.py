@@ -318,6 +318,14 @@ def test_values(data, expression, expected):
     np.testing.assert_allclose(columns(expression, data)[:, 0], want, rtol=1e-14)
 
 
+def test_a_column_times_a_matrix(data):
+    x = data.x.to_numpy()
+    X = columns("I(D * poly(x, 2, raw=True))", data)
+    np.testing.assert_allclose(X, np.column_stack([DAYS * x, DAYS * x**2]), rtol=1e-14)
+    X = columns("I(poly(x, 1, raw=True) * D)", data)
+    np.testing.assert_allclose(X[:, 0], DAYS * x, rtol=1e-14)
+
+
 @pytest.mark.parametrize(
     ("expression", "expected"),
     [
@@ -464,9 +472,11 @@ REFUSED = [
     ("x.clip(0, inplace=True)", "no argument 'inplace'"),
     ("x.clip(0, 1, 0, True)", "takes 1 to 3 arguments"),
     ("poly(x, 2, _state=x)", "'_state'"),
-    ("bs(x, df=10 ** 9)", "1000 at most"),
-    ("poly(x, 10 ** 9)", "1000 at most"),
-    ("bs(x, None, None, 10 ** 9)", "1000 at most"),
+    ("bs(x, df=10 ** 9)", "df is 1000 at most"),
+    ("poly(x, 10 ** 9)", "degree is 50 at most"),
+    ("bs(x, None, None, 10 ** 9)", "degree is 50 at most"),
+    ("np.array([[[1.0]]])", "3 dimensions"),
+    ("I(x * np.array([[1, 2], [3, 4]]))", "differ in their number of rows"),
     ("I('a' * 10 ** 10)", "needs numbers and found the text 'a'"),
     ("I([0] * 10 ** 10)", "needs numbers and found a list"),
     ("I(9 ** 9 ** 9 ** 9 * x)", "infinite"),
@@ -485,6 +495,8 @@ REFUSED = [
     ("id.str.split('_')", "gives lists"),
     ("x.dt.yaer", "attribute .yaer"),
     ("log(x, 2)", "takes 1 argument"),
+    ("poly(x=x, degree=2)", "takes 1 to 8 arguments"),
+    ("scale('a')", "scale|cannot evaluate"),
 ]
 
 
