@@ -18,7 +18,7 @@ import pandas as pd
 
 from jaxglmm import data as tables
 from jaxglmm.errors import DataError
-from jaxglmm.values import is_text
+from jaxglmm.values import Marked, Pair, is_text
 
 __all__ = ["arithmetic", "as_float", "compare", "is_number", "logic", "truth", "widen"]
 
@@ -92,7 +92,8 @@ def _describe(value: Any) -> str:
         return "text" if is_text(value) else f"of type {value.dtype}"
     if isinstance(value, str):
         return f"the text {value!r}"
-    return f"a {type(value).__name__}"
+    named = {Marked: "a factor", Pair: "cbind(...)", type(None): "None"}
+    return named.get(type(value), f"a {type(value).__name__}")
 
 
 def as_float(value: Any, what: str) -> Any:

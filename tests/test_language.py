@@ -495,6 +495,8 @@ REFUSED = [
     ("id.str.split('_')", "gives lists"),
     ("x.dt.yaer", "attribute .yaer"),
     ("log(x, 2)", "takes 1 argument"),
+    ("log(factor(D))", "needs numbers and found a factor"),
+    ("I(cbind(D, D) + 1)", r"needs numbers and found cbind\(...\)"),
     ("poly(x=x, degree=2)", "takes 1 to 8 arguments"),
     ("scale('a')", "scale|cannot evaluate"),
 ]
