@@ -40,7 +40,7 @@ from jaxglmm.linear import Raw, is_singular, rounding
 from jaxglmm.optimize import Minimum
 from jaxglmm.plan import Layout
 
-__all__ = ["refine", "wants_refining"]
+__all__ = ["is_saturated", "refine", "wants_refining"]
 
 _ENOUGH = 1e-9  # rounding of the criterion that nobody notices
 _MOST_NUMBERS = 2e7  # of [Z X y]
@@ -58,11 +58,9 @@ def wants_refining(raw: Raw, cp: CrossProducts, arrays: Design) -> bool:
         or rounding(theta, float(cp.n), arrays.layout) < _ENOUGH
     ):
         return False
-    kinds = [structure(s) for s in arrays.layout.structures]
     columns = sum(b.size for b in arrays.layout.blocks) + arrays.X.shape[1] + 1
     small = columns <= _MOST_COLUMNS and columns * arrays.n_obs <= _MOST_NUMBERS
-    linear = all(kind.row is not None and kind.column is not None for kind in kinds)
-    return small and linear
+    return small
 
 
 @dataclass(frozen=True)
@@ -99,30 +97,44 @@ class _Rows:
         """Rows, less the fixed effects for REML."""
         return float(self.cp.n - self.reml * self.cp.p)
 
-    @cached_property
-    def is_saturated(self) -> bool:
-        """Whether [Z X] reproduces any response."""
-        both = np.concatenate([self.Z, self.X], axis=1)
-        return np.linalg.matrix_rank(both) >= self.cp.n
-
 
 def _reduced(arrays: Design, cp: CrossProducts, units: Units, reml: float) -> _Rows:
     """Rows in inner units times the roots of their weights, as a triangle."""
     X, y, z, w = inner_columns(arrays, units)
     root, n = np.sqrt(w)[:, None], len(y)
-    terms, parts, start, m = [], [], 0, 0
+    terms, parts, start = [], [], 0
     for term, columns in zip(arrays.terms, z):
-        k, J = term.k, term.n_levels
-        Z = np.zeros((n, J, k))
-        Z[np.arange(n), np.asarray(term.group)] = columns
-        parts.append(Z.reshape(n, J * k))
-        terms.append(_Term(slice(start, start + J * k), J, _basis(term)))
-        start, m = start + J * k, m + len(terms[-1].basis)
+        parts.append(_dense(term, columns))
+        stop = start + parts[-1].shape[1]
+        terms.append(_Term(slice(start, stop), term.n_levels, _basis(term)))
+        start = stop
     used = np.asarray(units.aliased) == 0
     A = np.concatenate([*parts, X[:, used], y[:, None]], axis=1) * root
     if n > A.shape[1]:
         A = np.asarray(np.linalg.qr(A, mode="r"))
     return _Rows(A[:, :start], A[:, start:-1], A[:, -1], tuple(terms), reml, cp)
+
+
+def _dense(term, columns: np.ndarray) -> np.ndarray:
+    """Z of one term, (n, J k), a level's effects side by side."""
+    Z = np.zeros((len(columns), term.n_levels, columns.shape[1]))
+    Z[np.arange(len(columns)), np.asarray(term.group)] = columns
+    return Z.reshape(len(columns), -1)
+
+
+def is_saturated(design: Design) -> bool:
+    """Whether [Z X] reproduces any response: its rank is the number of rows.
+
+    The residual variance of a linear model can then run to zero.
+    """
+    n, columns = design.n_obs, design.X.shape[1]
+    columns += sum(t.n_levels * t.k for t in design.terms)
+    if columns < n or columns > _MOST_COLUMNS:
+        return False
+    Z = [_dense(t, np.asarray(t.z)) for t in design.terms]
+    A = np.concatenate([*Z, np.asarray(design.X)], axis=1)
+    size = np.linalg.norm(A, axis=0)
+    return int(np.linalg.matrix_rank(A / np.where(size > 0, size, 1.0))) >= n
 
 
 def _basis(term) -> np.ndarray:
@@ -256,9 +268,9 @@ def refine(
 
     Effects of a term are ordered by size, as in coordinates.py, while it moves.
     """
-    rows = _reduced(arrays, cp, units, reml)
-    if rows.is_saturated:
+    if is_saturated(arrays):
         return raw
+    rows = _reduced(arrays, cp, units, reml)
     theta, orders = _pivoted(np.asarray(raw.theta), rows, arrays.layout)
     start = _At(_reordered(rows, orders), theta)
     if not np.isfinite(start.value):

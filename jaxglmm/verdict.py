@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxglmm.covariance import structure
 from jaxglmm.errors import Status
+from jaxglmm.refine import is_saturated
 from jaxglmm.separation import separating_direction
 
 if TYPE_CHECKING:
@@ -136,6 +137,13 @@ def _advice(m: GLMM) -> str:
         return "With the log link (for proportions: logit) there is a mean everywhere."
     if m.is_generalized:
         return "Try another start=, or leave terms out."
+    if is_saturated(m.design):
+        return (
+            "The fixed and random effects together reproduce any response of "
+            f"{m.n_obs} rows, so the residual variance can run to zero and the "
+            "likelihood without end; neither more evaluations nor another start "
+            "helps. Leave effects out."
+        )
     if m.sigma < 1e-5 * np.std(np.asarray(m.design.y)):
         return (
             "The residual variance is almost zero: within groups the response hardly "
