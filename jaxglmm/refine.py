@@ -46,6 +46,7 @@ _ENOUGH = 1e-9  # rounding of the criterion that nobody notices
 _MOST_NUMBERS = 2e7  # of [Z X y]
 _MOST_COLUMNS = 1000
 _MAX_ITER = 60
+_FARTHEST = 10.0  # steps of theta, relative to the largest of them
 _RESOLVED = 1e-10  # a decrement of 1e-5 standard errors
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -96,6 +97,10 @@ class _Rows:
     def dof(self) -> float:
         """Rows, less the fixed effects for REML."""
         return float(self.cp.n - self.reml * self.cp.p)
+
+    def noise(self, theta: np.ndarray) -> float:
+        """Rounding of the criterion, ()."""
+        return 10.0 * _EPS * float(self.cp.n) * max(1.0, float(np.max(np.abs(theta))))
 
 
 def _reduced(arrays: Design, cp: CrossProducts, units: Units, reml: float) -> _Rows:
@@ -283,13 +288,19 @@ def refine(
     return _as_raw(raw, end, grad, hess, decrement, smallest, n_iter, status, arrays)
 
 
-def _unit(theta: np.ndarray) -> np.ndarray:
-    return np.maximum(1.0, np.abs(theta))
+def _units(at: _At) -> np.ndarray:
+    """What a step of one is for every theta: where its own curvature is one.
+
+    A variance of zero beside large ones answers to changes of their size only.
+    """
+    curvature = np.abs(np.diagonal(at.derivatives[1]))
+    most = _FARTHEST * max(1.0, float(np.max(np.abs(at.theta))))
+    return np.minimum(1.0 / np.sqrt(np.maximum(curvature, 1e-300)), most)
 
 
 def _minimize(start: _At) -> tuple[_At, int]:
-    """Newton's method with a trust region, in units of what theta is at the start."""
-    unit = _unit(start.theta)
+    """Newton's method with a trust region, in the units that the start has."""
+    unit = _units(start)
     seen: dict[bytes, _At] = {}
 
     def at(x):
@@ -305,24 +316,28 @@ def _minimize(start: _At) -> tuple[_At, int]:
             jac=lambda x: at(x).derivatives[0] * unit,
             hess=lambda x: at(x).derivatives[1] * unit[:, None] * unit,
             method="trust-exact",
-            options={"gtol": 1e-8, "maxiter": _MAX_ITER, "initial_trust_radius": 0.5},
+            options={"gtol": 1e-8, "maxiter": _MAX_ITER, "initial_trust_radius": 1.0},
         )
     found = [a for a in seen.values() if np.isfinite(a.value)]
-    return min(found, key=lambda a: a.value), len(seen)
+    lowest = min(a.value for a in found) + start.rows.noise(start.theta)
+    near = [a for a in found if a.value <= lowest]
+    # among values that rounding does not tell apart, where the gradient is smallest
+    return min(near, key=lambda a: float(np.sum((a.derivatives[0] * unit) ** 2))), len(
+        seen
+    )
 
 
 def _judged(at: _At) -> tuple[float, float, Status]:
     """Decrement, smallest eigenvalue over the largest, and how it ended."""
-    unit = _unit(at.theta)
+    unit = _units(at)
     grad, hess = at.derivatives
     d, B = np.linalg.eigh(hess * unit[:, None] * unit)
     size = np.max(np.abs(d), initial=1e-300)
     floor = np.maximum(np.abs(d), 1e-10 * size)
     decrement = float(np.sum((B.T @ (grad * unit)) ** 2 / floor))
     smallest = float(np.min(d) / size)
-    noise = _EPS * float(at.rows.cp.n) * float(np.max(unit))
     status = Status.STALLED
-    if decrement <= max(_RESOLVED, 10.0 * noise) and smallest >= -1e-6:
+    if decrement <= max(_RESOLVED, at.rows.noise(at.theta)) and smallest >= -1e-6:
         status = Status.CONVERGED if smallest > 1e-10 else Status.NOT_IDENTIFIED
     return decrement, smallest, status
 
