@@ -174,7 +174,8 @@ def fit_host(
         raw = best(raw, inner_starts(len(theta0), more), estimates)
     raw = _unpad(raw, arrays)
     if built_in(layout) and wants_refining(raw, cp, arrays):
-        raw = refine(raw, arrays, cp, units, reml)
+        raw, others = refine(raw, arrays, cp, units, reml)
+        more += others
     return to_user_units(raw, units), 1 + more
 
 

@@ -45,6 +45,8 @@ __all__ = ["is_saturated", "refine", "wants_refining"]
 _ENOUGH = 1e-9  # rounding of the criterion that nobody notices
 _MOST_NUMBERS = 2e7  # of [Z X y]
 _MOST_COLUMNS = 1000
+_SMALL = 200  # columns of Z, up to which a refined fit is done in a moment
+_CORRELATIONS = (-0.95, -0.5, 0.5, 0.95)
 _MAX_ITER = 60
 _FARTHEST = 10.0  # steps of theta, relative to the largest of them
 _RESOLVED = 1e-10  # a decrement of 1e-5 standard errors
@@ -268,24 +270,51 @@ class _At:
 
 def refine(
     raw: Raw, arrays: Design, cp: CrossProducts, units: Units, reml: float
-) -> Raw:
-    """The fit anew from where cross-products have led; ``raw`` where nothing helps.
+) -> tuple[Raw, int]:
+    """The fit anew from where cross-products have led, and how many starts more.
 
-    Effects of a term are ordered by size, as in coordinates.py, while it moves.
+    ``raw`` where nothing helps. Effects of a term are ordered by size, as in
+    coordinates.py, while it moves. Large effects with a correlation of +-1 have lesser
+    optima more often than not, so that is sought from other correlations too.
     """
     if is_saturated(arrays):
-        return raw
+        return raw, 0
     rows = _reduced(arrays, cp, units, reml)
     theta, orders = _pivoted(np.asarray(raw.theta), rows, arrays.layout)
     start = _At(_reordered(rows, orders), theta)
     if not np.isfinite(start.value):
-        return raw
+        return raw, 0
     best, n_iter = _minimize(start)
+    others = _other_correlations(best) if is_singular(tuple(best.Lambdas)) else []
+    for other in others:
+        found, more = _minimize(other)
+        n_iter += more
+        if found.value < best.value - best.rows.noise(best.theta):
+            best = found
     decrement, smallest, status = _judged(best)
     theta = _user_order(best, orders)
     end = _At(rows, theta)
     grad, hess = end.derivatives
-    return _as_raw(raw, end, grad, hess, decrement, smallest, n_iter, status, arrays)
+    raw = _as_raw(raw, end, grad, hess, decrement, smallest, n_iter, status, arrays)
+    return raw, len(others)
+
+
+def _other_correlations(at: _At) -> list[_At]:
+    """The same variances with correlations inside, where a term has any."""
+    if all(len(Lam) == 1 for Lam in at.Lambdas) or at.rows.Z.shape[1] > _SMALL:
+        return []
+    out = []
+    for rho in _CORRELATIONS:
+        parts = []
+        for term, Lam in zip(at.rows.terms, at.Lambdas):
+            k = len(Lam)
+            sign = np.where(np.arange(k) > 0, np.sign(rho), 1.0)
+            R = (1.0 - abs(rho)) * np.eye(k) + abs(rho) * np.outer(sign, sign)
+            L = np.linalg.norm(Lam, axis=1)[:, None] * np.linalg.cholesky(R)
+            share = np.sum(term.basis, axis=(1, 2))
+            parts.append(np.sum(term.basis * L, axis=(1, 2)) / share)
+        out.append(_At(at.rows, np.concatenate(parts)))
+    return out
 
 
 def _units(at: _At) -> np.ndarray:
