@@ -135,9 +135,11 @@ def glmm(
     priors : callable, optional
         A JAX function of :class:`Params` that is added to the log-likelihood; the fit
         is the posterior mode. See :func:`jaxglmm.fit`.
-    start : array (m,), optional
-        Starting theta. Without one, Newton's method is started from many where a linear
-        model has at most 40 rows: their likelihood may have several optima.
+    start : array (m,) or Params, optional
+        Starting theta, or a start of all parameters such as ``m.fit.params``. Without
+        one, Newton's method is started from several where the likelihood may have
+        several optima (few rows or levels, a variance of zero, uneven weights); the
+        verdict says from how many.
     control : Control, optional
         Optimizer and its limits.
     missing : {"drop", "raise"}

@@ -249,11 +249,13 @@ def estimate_rows(
 ) -> GeneralizedRaw:
     """Fit from rows in inner units; the one program behind both doors."""
     layout = model.layout
-    first = start.point
-    beta0 = first.beta[0]
-    if model.reml:
-        first = first._replace(beta=(beta0[:0], *first.beta[1:]))
-    x0 = model.join(first)
+    beta0 = start.point.beta[0]
+
+    def joined(point: Point) -> Array:
+        first = point.beta[0][:0] if model.reml else point.beta[0]
+        return model.join(point._replace(beta=(first, *point.beta[1:])))
+
+    x0 = joined(start.point)
     frame0 = model.first_frame(x0, start.u, beta0)
     minimum = solve(model, control, data, x0, frame0, max_iter)
     mode = model.mode(minimum.x, minimum.frame, data)
@@ -277,7 +279,7 @@ def estimate_rows(
         cov_user = _with_integrated(model, minimum, cov, J_inv, cov_user, data)
     singular = is_singular(factors)
     inside = jax.vmap(model.family.is_inside)(eta) | (data.w == 0)
-    status = _status(model, minimum, x0, singular, data)
+    status = _status(model, minimum, joined(start.usual), singular, data)
     outside = (status != int(Status.NONFINITE)) & ~jnp.all(inside)
     status = jnp.where(outside, jnp.int32(Status.OUTSIDE), status)
     return GeneralizedRaw(
@@ -328,8 +330,8 @@ def _status(
     """How the fit ended.
 
     Where the likelihood is flat only in what the family has beside its mean, and the
-    optimizer went far to get there, a simpler family is the answer; what stayed near
-    its start is not identified.
+    it lies far from the usual start x0, a simpler family is the answer; what stayed
+    near that is not identified.
     """
     ended = minimum.status == int(Status.CONVERGED)
     status = jnp.where(ended & singular, int(Status.BOUNDARY), minimum.status)

@@ -64,10 +64,14 @@ _MOST_EFFECTS = 8  # of a term; one with more starts at unit variances
 
 
 class Start(NamedTuple):
-    """Parameters in inner units, and effects (J, K) of every block near the mode."""
+    """Parameters in inner units, and effects (J, K) of every block near the mode.
+
+    ``usual`` is where a fit would start without the user's.
+    """
 
     point: Point
     u: Effects
+    usual: Point
 
 
 class _Round(NamedTuple):
@@ -108,12 +112,13 @@ def first_point(
         first = near_response(model, data, (), theta, eta, Inner(u, beta))
         free = given is None or gaps
         theta, (u, beta) = _quasi(model, data, theta, first, fixed, free)
-    if given is not None:
-        beta, *others = (
-            jnp.where(jnp.isnan(a), b, a) for a, b in zip(given.beta, (beta, *others))
-        )
-        psi = jnp.where(jnp.isnan(given.psi), psi, given.psi)
-    return Start(Point((beta, *others), theta, psi), u)
+    usual = Point((beta, *others), theta, psi)
+    if given is None:
+        return Start(usual, u, usual)
+    pairs = zip(given.beta, usual.beta)
+    betas = tuple(jnp.where(jnp.isnan(a), b, a) for a, b in pairs)
+    psi = jnp.where(jnp.isnan(given.psi), psi, given.psi)
+    return Start(Point(betas, theta, psi), u, usual)
 
 
 def link_of_response(family: Family, data: RowData) -> Array:

@@ -55,7 +55,8 @@ def criterion_of(design, reml):
     """-2 log L, or the REML criterion, of theta; beta and sigma profiled out."""
     w = np.ones(design.n_obs) if design.weights is None else design.weights
     root = np.sqrt(w)[:, None]
-    X, y = design.X * root, design.y * root[:, 0]
+    y = design.y if design.offset is None else design.y - design.offset
+    X, y = design.X * root, y * root[:, 0]
     n, p = X.shape
     scale = np.linalg.norm(X, axis=0) if p else np.ones(0)
     X = X / scale
@@ -144,7 +145,7 @@ def check_model(seed):
         )
         for _ in range(10)
     ]
-    lowest = min(float(f.fit.objective) for f in others if f.converged or True)
+    lowest = min(float(f.fit.objective) for f in others)
     if lowest < float(m.fit.objective) - 1e-5:
         words.add("a better start")
     return words
@@ -159,5 +160,5 @@ def test_random_linear_models(first, count):
         for word in check_model(seed):
             found.setdefault(word, []).append(seed)
     assert "wrong value" not in found, found
-    assert len(found.get("lost", [])) <= max(count // 500, 0), found
+    assert len(found.get("lost", [])) <= count // 500, found
     assert len(found.get("a better start", [])) <= count // 200, found
