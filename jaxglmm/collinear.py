@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxglmm.errors import DataError
 
-__all__ = ["check_sizes", "describe_dropped", "independent"]
+__all__ = ["check_sizes", "describe_dropped", "independent", "null_space"]
 
 LARGEST = 1e150  # squares and their sums stay among floating-point numbers
 TOLERANCE = 1e-7  # R's: what is left of a column over the column
@@ -110,3 +110,15 @@ def describe_dropped(X: np.ndarray, keep: np.ndarray, names: list[str]) -> str:
     more = "; ..." if len(dropped) > 5 else ""
     count = f"{len(dropped)} collinear column{'s' * (len(dropped) != 1)}"
     return f"dropped {count} of the fixed effects: {'; '.join(reasons)}{more}."
+
+
+def null_space(rows: np.ndarray) -> np.ndarray:
+    """Orthonormal directions (p, k) that all rows (n, p) are orthogonal to.
+
+    The columns should be in units of their size.
+    """
+    p = rows.shape[1]
+    R = np.linalg.qr(rows, mode="r") if len(rows) > p else rows
+    _, size, V = np.linalg.svd(R, full_matrices=True)
+    rank = int(np.sum(size > TOLERANCE * size.max(initial=0.0)))
+    return V[rank:].T

@@ -20,6 +20,7 @@ from jaxglmm.designs import Design
 from jaxglmm.encoding import ModelFrame
 from jaxglmm.errors import Status
 from jaxglmm.families import Family, Gaussian
+from jaxglmm.flatness import determined_covariance, flat_directions, moves
 from jaxglmm.hostfit import (
     effect_covariances,
     generalized_covariances,
@@ -78,7 +79,7 @@ class GLMM:
     @cached_property
     def se(self) -> pd.Series:
         """Standard errors of the fixed effects."""
-        var = np.diagonal(self.fit.vcov_beta)
+        var = np.diagonal(self.determined_vcov)[: len(self.fixef)]
         size = self._sizes(var, slice(0, len(var)))
         return pd.Series(size, self.frame.X_names, name="Std. Error")
 
@@ -86,31 +87,40 @@ class GLMM:
     def flat_parameters(self) -> np.ndarray:
         """Which of (beta, others, theta, psi) have no standard error.
 
-        Those in whose direction the likelihood is flat: ``fit.vcov`` leaves such
-        directions out, so their variances fall below 2 / hess, which is the least that
-        is possible for others.
+        Those that move along a direction in which the likelihood is flat.
         """
-        if self.fit.vcov is None or self.status in (Status.CONVERGED, Status.BOUNDARY):
-            return np.zeros(len(self.fixef), bool)
-        var = np.diagonal(np.asarray(self.fit.vcov))
-        curvature = np.diagonal(np.asarray(self.fit.hess))
-        flat = np.zeros(len(var), bool)
-        last = len(var) - len(curvature)  # with REML beta is no part of the Hessian
-        if self.method != "PQL":
-            flat[last:] = var[last:] * curvature < 1.96
-        return flat
+        eye = np.eye(len(self.flat_directions))
+        return moves(eye, self.flat_directions, np.ones(len(eye)))
+
+    @cached_property
+    def flat_directions(self) -> np.ndarray:
+        """Directions (P, k) of (beta, others, theta, psi) with a flat likelihood."""
+        return flat_directions(self)
+
+    @cached_property
+    def determined_vcov(self) -> np.ndarray:
+        """Covariance (P, P) of (beta, others, theta, psi), of beta for linear models.
+
+        Right for every combination of them that no flat direction moves.
+        """
+        return determined_covariance(self)
 
     def _sizes(self, var: np.ndarray, at: slice) -> np.ndarray:
         """Standard errors from variances of the parameters ``at`` some place."""
-        flat = self.flat_parameters
-        size = np.sqrt(var)
-        return np.where(flat[at], np.nan, size) if len(flat) > len(self.fixef) else size
+        flat = self.flat_parameters[at]
+        return np.sqrt(np.where(flat, np.nan, var))
 
     @cached_property
     def vcov(self) -> pd.DataFrame:
-        """Covariance matrix of the fixed effects, at the estimated theta."""
-        names = self.frame.X_names
-        return pd.DataFrame(self.fit.vcov_beta, index=names, columns=names)
+        """Covariance matrix of the fixed effects, at the estimated theta.
+
+        NaN for those that the data do not determine; ``determined_vcov`` tells of
+        the combinations that they do.
+        """
+        names, p = self.frame.X_names, len(self.fixef)
+        flat = self.flat_parameters[:p]
+        cov = np.where(flat | flat[:, None], np.nan, self.determined_vcov[:p, :p])
+        return pd.DataFrame(cov, index=names, columns=names)
 
     @cached_property
     def fixef_zi(self) -> pd.Series:
@@ -134,7 +144,7 @@ class GLMM:
         for part in self.frame.others:
             stop = start + part.X.shape[1]
             if part.name == name:
-                var = np.diagonal(np.asarray(self.fit.vcov))[start:stop]
+                var = np.diagonal(self.determined_vcov)[start:stop]
                 size = self._sizes(var, slice(start, stop))
                 return pd.Series(size, part.X_names, name="Std. Error")
             start = stop
@@ -153,9 +163,9 @@ class GLMM:
         """Standard errors of ``dispersion``, by the delta method."""
         values, slope = own_values(self.family, self._psi)
         n_own = len(values)
-        cov = np.asarray(self.fit.vcov)[-n_own:, -n_own:] if n_own else np.zeros((0, 0))
+        cov = self.determined_vcov[-n_own:, -n_own:] if n_own else np.zeros((0, 0))
         var = np.diagonal(slope @ cov @ slope.T)
-        total = len(np.asarray(self.fit.vcov))
+        total = len(self.determined_vcov)
         size = self._sizes(var, slice(total - n_own, total))
         return pd.Series(size, list(self.family.own_names), name="Std. Error")
 

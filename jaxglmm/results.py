@@ -69,7 +69,9 @@ class Fit:
         differentiation, as is the ``vcov_beta`` of a generalized model.
     vcov_beta : Array, (p, p)
         Covariance of beta: at the estimated theta for a linear model, from the joint
-        Hessian of all parameters for a generalized one.
+        Hessian of all parameters for a generalized one. Along directions in which the
+        likelihood is flat it means nothing; ``determined_vcov`` of a model leaves
+        them out.
     status : Array, () int
         A :class:`jaxglmm.Status` code.
     converged, is_singular : Array, () bool

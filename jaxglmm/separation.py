@@ -10,7 +10,9 @@ a direction d (p,) with
 the likelihood rises along it for ever (Albert and Anderson 1984), random effects or
 not. In a cumulative model d has the thresholds behind it, and the mass of a category
 rises as its own move away from x_i'd (McCullagh 1980). Whether there is such a d is a
-linear program; it is asked only of fits that ended flat or far out.
+linear program; it is asked only of fits that ended flat or far out. Repeated over the
+responses that do not gain yet, it gives all that can; the others are an ordinary data
+set, which determines the combinations of its own rows x_i and no others.
 
 References: Albert and Anderson (1984), Biometrika 71(1), doi:10.1093/biomet/71.1.1;
 Konis (2007), Linear programming algorithms for detecting separated data, Oxford.
@@ -22,20 +24,45 @@ import dataclasses
 
 import numpy as np
 
+from jaxglmm.collinear import null_space
 from jaxglmm.designs import Design
 from jaxglmm.errors import Status
 from jaxglmm.families import Cumulative, Family, WithDispersion, ZeroInflated
 from jaxglmm.results import Fit
 
-__all__ = ["mark_separation", "separating_direction"]
+__all__ = ["mark_separation", "separated_span", "separating_direction"]
 
 _FAR = 12.0  # linear predictors beyond this raise the question: a chance of 6e-6
 
 
 def separating_direction(design: Design, family: Family) -> np.ndarray | None:
     """A direction (1) in the units of beta, and of thresholds behind it, or None."""
-    if design.X.shape[1] == 0:
+    rows = _edge_rows(design, family)
+    if not len(rows[0]):
         return None
+    direction, _, size = _climb(*rows)
+    return None if direction is None else direction / size
+
+
+def separated_span(design: Design, family: Family) -> np.ndarray:
+    """The space (p, k) that all directions (1) together span.
+
+    Responses that gain along none of them determine x'beta of their own rows, and the
+    combinations of those; the span is the null space of these rows. ``p`` counts beta
+    and the thresholds behind it.
+    """
+    rows = _edge_rows(design, family)
+    p = rows[0].shape[1]
+    if not len(rows[0]):
+        return np.zeros((p, 0))
+    direction, left, size = _climb(*rows)
+    if direction is None:
+        return np.zeros((p, 0))
+    return null_space(left) / size[:, None]
+
+
+def _edge_rows(design: Design, family: Family) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of responses at an edge, with the sign of their side, and of all others."""
     w = design.weights
     used = np.ones(design.n_obs, bool) if w is None else np.asarray(w) > 0
     X, y = np.asarray(design.X, float)[used], np.asarray(design.y)[used]
@@ -43,7 +70,7 @@ def separating_direction(design: Design, family: Family) -> np.ndarray | None:
         at_edge, inside = _between_thresholds(X, y, family.n_own)
     else:
         at_edge, inside = _at_edges(X, y, family)
-    return _direction(at_edge, inside) if len(at_edge) else None
+    return (at_edge, inside) if X.shape[1] else (at_edge[:0], inside)
 
 
 def _at_edges(X: np.ndarray, y: np.ndarray, family: Family):
@@ -81,16 +108,33 @@ def _between_thresholds(X: np.ndarray, y: np.ndarray, n_own: int):
     return np.concatenate(parts), np.zeros((0, X.shape[1] + n_own))
 
 
-def _direction(at_edge: np.ndarray, inside: np.ndarray) -> np.ndarray | None:
-    """Solve (1), columns in units of their size."""
-    from scipy.optimize import linprog
+def _climb(at_edge: np.ndarray, inside: np.ndarray):
+    """Solve (1), columns in units of their size, until no further row gains.
 
+    Returns the sum of the directions found, or None, the rows that gain along none of
+    them, and the sizes.
+    """
     size = np.sqrt(np.mean(np.concatenate([at_edge, inside]) ** 2, axis=0))
     size = np.where(size > 0, size, 1.0)
     at_edge = np.unique(at_edge / size, axis=0)
     inside = np.unique(inside / size, axis=0)
+    total, still = np.zeros(len(size)), np.ones(len(at_edge), bool)
+    while still.any():
+        d = _direction(at_edge, inside, still)
+        if d is None:
+            break
+        total += d
+        still &= at_edge @ d < 1e-5
+    found = total if total.any() else None
+    return found, np.concatenate([at_edge[still], inside]), size
+
+
+def _direction(at_edge: np.ndarray, inside: np.ndarray, still: np.ndarray):
+    """The direction in a box along which the rows ``still`` gain most, or None."""
+    from scipy.optimize import linprog
+
     found = linprog(
-        -at_edge.sum(axis=0),
+        -at_edge[still].sum(axis=0),
         A_ub=-at_edge,
         b_ub=np.zeros(len(at_edge)),
         A_eq=inside if len(inside) else None,
@@ -103,9 +147,9 @@ def _direction(at_edge: np.ndarray, inside: np.ndarray) -> np.ndarray | None:
     d = found.x / max(np.max(np.abs(found.x)), 1e-300)
     gains = at_edge @ d
     off = np.max(np.abs(inside @ d), initial=0.0)
-    if np.max(gains) < 1e-4 or np.min(gains) < -1e-6 or off > 1e-6:
+    if np.max(gains[still]) < 1e-4 or np.min(gains) < -1e-6 or off > 1e-6:
         return None
-    return np.where(np.abs(d) > 1e-6, d, 0.0) / size
+    return np.where(np.abs(d) > 1e-6, d, 0.0)
 
 
 def mark_separation(fit: Fit, design: Design, family: Family) -> Fit:

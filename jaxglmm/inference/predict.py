@@ -14,7 +14,9 @@ sigma^2 r' A^-1 r with r = (Lambda' z, x) and A the penalized normal equations
         [ X' W Z Lambda               X' W X         ]
 
 (Henderson 1975, doi:10.2307/2529430). An unseen level adds its own z Q z'. The standard
-error of a population mean is the delta method's, over all beta_r and psi.
+error of a population mean is the delta method's, over all beta_r and psi; where eta_0
+runs away along a flat direction of the likelihood (:mod:`jaxglmm.flatness`) there is
+none.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from scipy.linalg import solve_triangular
 from scipy.sparse.linalg import splu
 
 from jaxglmm.errors import DataError
+from jaxglmm.families import Cumulative
+from jaxglmm.flatness import moves, sizes
 from jaxglmm.inference.effects import random_part
 from jaxglmm.inference.matrices import random_design, relative_factor
 from jaxglmm.inference.rows import Means, response_mean
@@ -206,7 +210,10 @@ def _seed(key: Any) -> Any:
 def _se(m: GLMM, rows: _Rows, conditional: bool) -> np.ndarray:
     """Standard errors by row, NaN where a covariate is missing."""
     if not conditional:
-        return np.sqrt(np.einsum("ij,jk,ik->i", rows.X, m.fit.vcov_beta, rows.X))
+        p = rows.X.shape[1]
+        V = m.determined_vcov[:p, :p]
+        var = np.einsum("ij,jk,ik->i", rows.X, V, rows.X)
+        return np.sqrt(np.where(_runs_away(m, rows.X), np.nan, var))
     good = ~np.isnan(np.hstack([rows.X, *rows.z]).sum(axis=1))
     out = np.full(len(rows.X), np.nan)
     z, group = [v[good] for v in rows.z], [v[good] for v in rows.group]
@@ -221,17 +228,34 @@ def _delta_se(m: GLMM, parts: dict[int, _Rows], mean: Means) -> np.ndarray:
     """
     sizes = [len(m.fit.params.beta), *(len(c) for c in m.fit.params.others)]
     first = np.cumsum([0, *sizes])
-    vcov, n_own = np.asarray(m.fit.vcov), mean.psi_slope.shape[1]
+    vcov, n_own = m.determined_vcov, mean.psi_slope.shape[1]
     d = [mean.slope[:, [r]] * rows.X for r, rows in parts.items()]
     d = np.hstack([*d, mean.psi_slope])
     at = [np.arange(first[r], first[r] + sizes[r]) for r in parts]
     at = np.concatenate([*at, np.arange(len(vcov) - n_own, len(vcov))])
-    unknown = np.isnan(d).any(axis=1)
+    unknown = np.isnan(d).any(axis=1) | _runs_away(m, parts[0].X, thresholds=True)
     d = np.nan_to_num(d)
-    moves = np.any(d != 0.0, axis=0)
-    d, at = d[:, moves], at[moves]
-    se = np.sqrt(np.einsum("ij,jk,ik->i", d, vcov[np.ix_(at, at)], d))
-    return np.where(unknown, np.nan, se)
+    used = np.any(d != 0.0, axis=0)
+    d, at = d[:, used], at[used]
+    var = np.einsum("ij,jk,ik->i", d, vcov[np.ix_(at, at)], d)
+    return np.sqrt(np.where(unknown, np.nan, var))
+
+
+def _runs_away(m: GLMM, X: np.ndarray, *, thresholds: bool = False) -> np.ndarray:
+    """Whether x'beta, or a threshold less that, is not determined: (n,)."""
+    flat = m.flat_directions
+    out = np.zeros(len(X), bool)
+    if not flat.shape[1]:
+        return out
+    size, p = sizes(m), X.shape[1]
+    n_own = m.family.n_own if isinstance(m.family, Cumulative) and thresholds else 0
+    for k in [None] if n_own == 0 else range(len(size) - n_own, len(size)):
+        rows = np.zeros((len(X), len(size)))
+        rows[:, :p] = np.nan_to_num(X)
+        if k is not None:
+            rows[:, k] = -1.0
+        out |= moves(rows, flat, size)
+    return out
 
 
 def unseen_variance(z, group, factors, sigma: float) -> np.ndarray:
