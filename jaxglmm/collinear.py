@@ -6,13 +6,23 @@ the columns kept before it, |x_j - P x_j| <= 1e-7 |x_j|: R's rule and tolerance.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from jaxglmm.errors import DataError
 
-__all__ = ["check_sizes", "describe_dropped", "independent", "null_space"]
+__all__ = [
+    "Estimable",
+    "check_sizes",
+    "describe_dropped",
+    "estimable",
+    "independent",
+    "null_space",
+]
 
 LARGEST = 1e150  # squares and their sums stay among floating-point numbers
+_SEEN = 1e-5  # above what TOLERANCE leaves in single rows
 TOLERANCE = 1e-7  # R's: what is left of a column over the column
 
 
@@ -110,6 +120,41 @@ def describe_dropped(X: np.ndarray, keep: np.ndarray, names: list[str]) -> str:
     more = "; ..." if len(dropped) > 5 else ""
     count = f"{len(dropped)} collinear column{'s' * (len(dropped) != 1)}"
     return f"dropped {count} of the fixed effects: {'; '.join(reasons)}{more}."
+
+
+@dataclass(frozen=True, eq=False)
+class Estimable:
+    """Which rows x have an x'beta that the data determine: x in the row space of X.
+
+    Attributes
+    ----------
+    size : (p,) array
+        Units of all columns, collinear ones included.
+    null : (p, k) array
+        X null = 0, in these units: a column of length 1 per column left out.
+    """
+
+    size: np.ndarray
+    null: np.ndarray
+
+    def rows(self, X: np.ndarray) -> np.ndarray:
+        """Mask (n,) of the rows with all columns that are; a row of NaN is."""
+        unknown = np.isnan(X).any(axis=1, keepdims=True)
+        scaled = np.where(unknown, 0.0, X / self.size)
+        part = np.abs(scaled @ self.null).max(axis=1, initial=0.0)
+        return part <= _SEEN * np.linalg.norm(scaled, axis=1)
+
+
+def estimable(X: np.ndarray, keep: np.ndarray) -> Estimable:
+    """What new rows need, where columns (n, p) outside of the mask were left out."""
+    size = np.abs(X).max(axis=0)
+    size = np.where(size > 0, size, 1.0)
+    kept, dropped = np.flatnonzero(keep), np.flatnonzero(~keep)
+    R, k = _triangle(X[:, [*kept, *dropped]]), int(keep.sum())  # in the same units
+    null = np.zeros((len(keep), len(dropped)))
+    null[kept] = -np.linalg.solve(R[:k, :k], R[:k, k:])
+    null[dropped] = np.eye(len(dropped))
+    return Estimable(size, null / np.linalg.norm(null, axis=0))
 
 
 def null_space(rows: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ import pandas as pd
 
 from jaxglmm import data as tables
 from jaxglmm.algebra import Side, expand
-from jaxglmm.collinear import describe_dropped, independent
+from jaxglmm.collinear import Estimable, describe_dropped, estimable, independent
 from jaxglmm.columns import ModelColumns, Variable, learn, model_columns
 from jaxglmm.contrasts import check_contrasts
 from jaxglmm.errors import DataError, NoticeWarning
@@ -434,6 +434,7 @@ def _encode(
         needs_offset=needs_offset,
         functions=table.functions,
         states=table.states,
+        estimable=fixed.estimable,
     )
     for notice in fixed.notices:
         warnings.warn(notice, NoticeWarning, stacklevel=3)
@@ -447,6 +448,7 @@ class _Fixed(NamedTuple):
     names: list[str]
     dropped: list[str]
     notices: list[str]
+    estimable: Estimable | None
 
 
 def _fixed_part(
@@ -467,8 +469,9 @@ def _fixed_part(
     mask = independent(X, columns.names)
     names = [name for name, k in zip(columns.names, mask) if k]
     dropped = [name for name, k in zip(columns.names, mask) if not k]
-    notices = []
+    notices, known = [], None
     if dropped:
         notices.append(describe_dropped(X, mask, columns.names))
+        known = estimable(X, mask)
         X = np.ascontiguousarray(X[:, mask])
-    return _Fixed(columns, np.flatnonzero(mask), X, names, dropped, notices)
+    return _Fixed(columns, np.flatnonzero(mask), X, names, dropped, notices, known)

@@ -354,6 +354,7 @@ class GLMM:
         se: bool = False,
         key: Any = None,
         offset: Any = None,
+        not_estimable: str = "nan",
     ) -> pd.Series | pd.DataFrame:
         """Predict the mean for the fitted rows or for new data.
 
@@ -380,20 +381,32 @@ class GLMM:
             For ``new_levels="draw"``: rows of one unseen level share its draw.
         offset : array, optional
             One value per row of newdata, for a model fitted with an array as offset.
+        not_estimable : {"nan", "zero"}
+            Where collinear columns were dropped: what to predict for rows that the
+            data of the fit do not determine, as of a cell without data. NaN, or with
+            the dropped columns counted as zero, which depends on how the formula is
+            written.
 
         Returns
         -------
         Series, or DataFrame with ``se=True``
             NaN where a covariate is missing.
+
+        Warns
+        -----
+        NoticeWarning
+            With the number of rows that are not estimable, where that gives NaN.
         """
         _choice("re", re, ("conditional", "population"))
         _choice("type", type, ("response", "link"))
         _choice("new_levels", new_levels, ("zero", "draw", "error"))
+        _choice("not_estimable", not_estimable, ("nan", "zero"))
         from jaxglmm.inference.predict import predict
 
         return predict(
             self, newdata, conditional=re == "conditional", new_levels=new_levels,
             se=se, offset=offset, key=key, response=type == "response",
+            not_estimable=not_estimable,
         )  # fmt: skip
 
     def simulate(self, n: int = 1, *, key: Any, re: str = "population") -> pd.DataFrame:

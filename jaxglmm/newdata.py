@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from jaxglmm import data as tables
+from jaxglmm.collinear import Estimable
 from jaxglmm.columns import ModelColumns, Variable, recall
 from jaxglmm.errors import DataError
 from jaxglmm.evaluate import Table, used_columns
@@ -61,6 +62,8 @@ class NewFrame:
     ----------
     X : (n, p) array
         The columns of the model; NaN rows where a covariate is missing.
+    estimable : (n,) array of bool, or None for all
+        Rows whose linear predictor the data of the fit determine.
     offset : (n,) array or None
     terms : tuple of NewTerm
         In the order of the model's terms.
@@ -72,6 +75,7 @@ class NewFrame:
     """
 
     X: np.ndarray
+    estimable: np.ndarray | None
     offset: np.ndarray | None
     terms: tuple[NewTerm, ...]
     y: np.ndarray | None
@@ -101,6 +105,8 @@ class Encoder:
         The caller's own, by name.
     states : dict
         What functions learned from the training rows, by expression.
+    estimable : Estimable, optional
+        Which rows the data of the fit determine, where columns were left out.
     """
 
     formula: ParsedFormula
@@ -112,6 +118,7 @@ class Encoder:
     needs_offset: bool = False
     functions: Mapping[str, Function] = field(default_factory=dict)
     states: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    estimable: Estimable | None = None
 
     def transform(
         self,
@@ -147,11 +154,13 @@ class Encoder:
         needed = self._names(terms)
         table = self._open(newdata, needed, terms, response)
         values = {e: recall(self.variables[e], table) for e in needed}
-        X = self.fixed.matrix(self.variables, values, table.n)[:, self.keep]
+        X = self.fixed.matrix(self.variables, values, table.n)
+        known = None if self.estimable is None else self.estimable.rows(X)
         new_terms = tuple(self._term(t, table, values) for t in terms)
         y, trials = self._response(table) if response else (None, None)
         return NewFrame(
-            X=X,
+            X=X[:, self.keep],
+            estimable=known,
             offset=self._offset(table, offset),
             terms=new_terms,
             y=y,

@@ -21,7 +21,8 @@ none.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +31,7 @@ import scipy.sparse as sp
 from scipy.linalg import solve_triangular
 from scipy.sparse.linalg import splu
 
-from jaxglmm.errors import DataError
+from jaxglmm.errors import DataError, NoticeWarning
 from jaxglmm.families import Cumulative
 from jaxglmm.flatness import moves, sizes
 from jaxglmm.inference.effects import random_part
@@ -61,6 +62,7 @@ class _Rows:
     which: list[np.ndarray]
     unseen: dict[str, tuple[str, ...]]
     index: pd.Index
+    estimable: np.ndarray | None = None
 
 
 def predict(
@@ -73,6 +75,7 @@ def predict(
     offset: Any,
     key: Any,
     response: bool,
+    not_estimable: str,
 ) -> pd.Series | pd.DataFrame:
     """What :meth:`jaxglmm.GLMM.predict` returns."""
     if m.is_generalized and se and conditional:
@@ -87,6 +90,8 @@ def predict(
     parts = {r: _rows(m, r, newdata, conditional, offset) for r in needed}
     if conditional and new_levels == "error":
         _refuse_unknown(parts)
+    if not_estimable == "nan":
+        parts = _without_inestimable(parts)
     drawn = {}
     if conditional and new_levels == "draw":
         drawn = _draws(m, parts, key)
@@ -139,6 +144,7 @@ def _rows(m: GLMM, r: int, newdata: Any, conditional: bool, offset: Any) -> _Row
         which=[t.which for t in new.terms],
         unseen={t.group_name: t.unseen for t in new.terms},
         index=new.row_index,
+        estimable=new.estimable,
     )
 
 
@@ -151,6 +157,24 @@ def _eta(m: GLMM, r: int, rows: _Rows, conditional: bool, drawn) -> np.ndarray:
         b = [m.fit.b[i] for i in rows.terms]
         eta = eta + random_part(rows.z, rows.group, b, unseen=drawn.get(r))
     return eta
+
+
+def _without_inestimable(parts: dict[int, _Rows]) -> dict[int, _Rows]:
+    """NaN in place of rows that the data of the fit do not determine."""
+    masks = [rows.estimable for rows in parts.values() if rows.estimable is not None]
+    if not masks or np.all(masks):
+        return parts
+    good = np.all(masks, axis=0)
+    warnings.warn(
+        f"{np.sum(~good)} of {len(good)} rows of newdata are not estimable: the data "
+        "of the fit say nothing of such a combination of the fixed effects (a cell "
+        "without data, for instance), so the prediction is NaN. With "
+        "not_estimable='zero' the columns that were dropped count as zero.",
+        NoticeWarning,
+        stacklevel=4,
+    )
+    X = {r: np.where(good[:, None], rows.X, np.nan) for r, rows in parts.items()}
+    return {r: replace(rows, X=X[r]) for r, rows in parts.items()}
 
 
 def _refuse_unknown(parts: dict[int, _Rows]) -> None:
