@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxglmm.causes import mark_limit
 from jaxglmm.control import Control
 from jaxglmm.designs import Design
 from jaxglmm.encoding import model_frame
@@ -209,6 +210,8 @@ def glmm(
         formula=formula, n_quad=n_quad, priors=priors, control=control,
         n_starts=n_starts,
     )  # fmt: skip
+    if priors is None and model.is_generalized:
+        model = mark_limit(model)
     if not model.converged:
         if strict:
             raise ConvergenceError(model.verdict)

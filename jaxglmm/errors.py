@@ -98,8 +98,9 @@ _SENTENCES = {
         "not converged: the conditional modes of the random effects were not found"
     ),
     Status.LIMIT: (
-        "converged at a limit: a parameter of the family or of the zero inflation runs "
-        "to the end of its range, where the model is a simpler one and fits best"
+        "converged at a limit: a parameter of the family, of the zero inflation or of "
+        "a truncated mean runs to the end of its range, where the model is a simpler "
+        "one and fits best"
     ),
     Status.SEPARATED: (
         "not converged: the covariates separate the responses, so some fixed effects "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxglmm.causes import pure_groups, reproduces, vanishing
 from jaxglmm.covariance import structure
 from jaxglmm.errors import Status
 from jaxglmm.refine import is_saturated
@@ -41,13 +42,32 @@ def verdict(m: GLMM) -> str:
         note = ""
         if m.is_singular:
             note = " The fit is singular: " + "; ".join(boundary_facts(m)) + "."
-        return f"Converged ({evidence}).{note}"
+        return f"Converged ({evidence}).{note}{_no_optimum(m)}"
     if m.status == Status.LIMIT:
         return f"Converged at a limit: {'; '.join(limit_facts(m))} ({evidence})."
     if m.status == Status.BOUNDARY:
         facts = "; ".join(boundary_facts(m))
-        return f"Converged on the boundary: {facts} ({evidence})."
+        return f"Converged on the boundary: {facts} ({evidence}).{_no_optimum(m)}"
     return f"{str(m.status).capitalize()} ({evidence}). {_advice(m)}"
+
+
+def _no_optimum(m: GLMM) -> str:
+    """Warn of an optimum that the approximation has and the likelihood has not."""
+    names = pure_groups(m)
+    if not names:
+        return ""
+    how = (
+        "The optimum is one of the Laplace approximation: method='AGQ' with more and "
+        "more points follows the likelihood"
+        if m.method != "AGQ"
+        else "The optimum is one of the quadrature: more points move it further"
+    )
+    return (
+        f" But every level of {', '.join(names)} has responses of one kind only (all 0 "
+        "or all 1), so the likelihood itself has no maximum: it rises for ever with "
+        f"the standard deviation of the random effects. {how}. Analyse one response "
+        "per level, or give priors=."
+    )
 
 
 def boundary_facts(m: GLMM) -> list[str]:
@@ -106,7 +126,15 @@ def limit_facts(m: GLMM) -> list[str]:
         simpler = _SIMPLER.get((family, name), "the likelihood is flat there")
         if name == "zi: (Intercept)" and m.fixef_zi.iloc[0] < 0:
             simpler = "no zero is beyond what the rest of the model expects"
-        facts.append(f"{name} runs to its end; {simpler}")
+        if not (vanishing(m) and name in m.family.own_names):
+            facts.append(f"{name} runs to its end; {simpler}")
+    gone = vanishing(m)
+    if gone:
+        many = "s" * (len(gone) == 1)
+        facts.append(
+            f"{', '.join(gone)} run{many} to infinity: the mean before truncation runs "
+            "to zero, where the counts have a logarithmic series distribution"
+        )
     if m.is_singular:
         facts += boundary_facts(m)
     return facts or [str(m.status)]
@@ -129,12 +157,19 @@ def _diagonal_position(kind, k: int, j: int) -> int | None:
 
 
 def _advice(m: GLMM) -> str:
-    if m.status == Status.NOT_IDENTIFIED:
+    if m.status == Status.NOT_IDENTIFIED and not reproduces(m):
         return _identification(flat_terms(m))
     if m.status == Status.SEPARATED:
         return separation_advice(m)
     if m.status == Status.OUTSIDE:
         return "With the log link (for proportions: logit) there is a mean everywhere."
+    if reproduces(m):
+        return (
+            "The fixed and random effects reproduce the response, so the dispersion "
+            "runs to zero and the likelihood without end; neither more evaluations nor "
+            "another start helps. Check how the response was made, or leave effects "
+            "out."
+        )
     if m.is_generalized:
         return "Try another start=, or leave terms out."
     if is_saturated(m.design):

@@ -7,6 +7,7 @@ errors are those of the GLM, made here by IRLS on the columns that are identifie
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit
 
 import jaxglmm as jg
 from jaxglmm import ConvergenceWarning, Status
@@ -141,3 +142,83 @@ def test_thresholds_that_run_away_have_no_standard_error():
     other = jg.glmm("y ~ t + arm:t + (1 | g)", rest, family="cumulative")
     again = other.predict(new.iloc[1:], re="population", se=True)["se"]
     np.testing.assert_allclose(se[1:], again, rtol=1e-3)
+
+
+def test_a_truncated_mean_that_runs_to_zero_is_a_logarithmic_series():
+    """log L of p^y / (-y log(1 - p)), with p = phi / (1 + phi), and of the zeros."""
+    from scipy.optimize import minimize_scalar
+    from scipy.special import xlogy
+
+    # more ones and a longer tail than any logarithmic series has
+    counts = np.repeat([1, 2, 3, 4, 6, 10], [160, 30, 15, 12, 12, 11])
+    d = pd.DataFrame({"y": np.r_[counts, 0 * counts[:80]], "g": np.arange(320) % 8})
+    m = jg.glmm("y ~ 1 + (1 | g)", d, family="truncated_nbinom1", zi="~ 1")
+
+    def loss(p):
+        return -np.sum(xlogy(counts, p) - np.log(counts) - np.log(-np.log1p(-p)))
+
+    best = minimize_scalar(loss, bounds=(0.01, 0.99), method="bounded")
+    zeros = 80 * np.log(80 / 320) + 240 * np.log(240 / 320)
+    # eta is below 8 where the fit stops, and log L that far from its limit
+    np.testing.assert_allclose(m.loglik, -best.fun + zeros, atol=1e-2)
+    phi = best.x / (1 - best.x)
+    np.testing.assert_allclose(m.dispersion["phi"], phi, rtol=1e-2)
+    assert m.status == Status.LIMIT
+    assert "(Intercept) runs to infinity" in m.verdict
+    assert "logarithmic series" in m.verdict
+    assert np.isnan(m.se).all()
+    assert np.isfinite(m.dispersion_se).all()
+
+
+X = np.linspace(-1.0, 1.0, 60)
+REPRODUCED = {
+    "gamma": np.exp(0.5 + 0.3 * X),
+    "inverse_gaussian": np.exp(0.5 + 0.3 * X),
+    "lognormal": np.exp(0.5 + 0.3 * X),
+    "student": 0.5 + 0.3 * X,
+    "beta": 1.0 / (1.0 + np.exp(-0.5 - 0.3 * X)),
+    "tweedie": np.exp(0.5 + 0.3 * X),
+    "gaussian": np.exp(0.5 + 0.3 * X),
+}
+
+
+@pytest.mark.parametrize("family", REPRODUCED)
+def test_a_response_that_the_model_reproduces_is_named(family):
+    link = "log" if family in ("gamma", "inverse_gaussian", "gaussian") else None
+    d = pd.DataFrame({"y": REPRODUCED[family], "x": X, "g": np.arange(60) % 6})
+    with pytest.warns(ConvergenceWarning, match="reproduce the response, so the disp"):
+        m = jg.glmm("y ~ x + (1 | g)", d, family=family, link=link)
+    assert not m.converged
+
+
+def pure(case):
+    """Responses 0.3 of whose levels are all 1, the others all 0."""
+    g = np.repeat(np.arange(30), 4)
+    y = 1.0 * (g % 10 < 3)
+    d = pd.DataFrame({"g": g, "h": np.arange(120) % 5, "y": y, "no": 1 - y})
+    if case == "mixed":
+        d.loc[0, ["y", "no"]] = 1 - d.loc[0, ["y", "no"]]
+    if case == "counts":
+        d[["y", "no"]] *= 7
+    return d
+
+
+@pytest.mark.parametrize("case", ["rows", "counts", "two factors", "mixed"])
+def test_groups_of_one_kind_have_no_maximum(case):
+    """The likelihood, by a fine grid over one effect, rises with its sd throughout."""
+    d = pure(case)
+    more = " + (1 | h)" if case == "two factors" else ""
+    m = jg.glmm(f"cbind(y, no) ~ 1 + (1 | g){more}", d, family="binomial")
+    assert ("(all 0 or all 1)" in m.verdict) == (case != "mixed")
+    assert ("'AGQ'" in m.verdict) == (case != "mixed")
+    grid, k = np.linspace(-9, 9, 40_001), 28 if case == "counts" else 4
+
+    def log_lik(sd):
+        # at the intercept that gives 0.3 where sd is large
+        p = expit(sd * (grid - 0.524401))
+        f = np.exp(-0.5 * grid**2) / np.sum(np.exp(-0.5 * grid**2))
+        return 9 * np.log(f @ p**k) + 21 * np.log(f @ (1.0 - p) ** k)
+
+    if case != "mixed":
+        values = [log_lik(sd) for sd in (10.0, 50.0, 200.0, 1000.0)]
+        assert np.all(np.diff(values) > 0)
