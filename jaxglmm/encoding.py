@@ -10,10 +10,12 @@ variables and their columns (:mod:`jaxglmm.columns`), the random terms
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,7 +101,7 @@ class ModelFrame:
     is_cbind : bool
         Whether the response was ``cbind(successes, failures)``.
     response_levels : pandas.Index or None
-        Levels of a factor as response, where asked for as codes.
+        Levels of a factor as response that occur, where asked for as codes.
     others : tuple of PredictorFrame
         Further linear predictors, as of zero inflation or dispersion.
     """
@@ -129,6 +131,13 @@ class ModelFrame:
         """Random terms of every linear predictor, in the order of theta."""
         return (*self.terms, *(t for p in self.others for t in p.terms))
 
+    def own_names(self, family: Any) -> list[str]:
+        """Names of the family's own parameters; a threshold by the levels it parts."""
+        if family.takes_codes == "ordered" and self.response_levels is not None:
+            pairs = pairwise(tables.labels(self.response_levels))
+            return [f"{low}|{high}" for low, high in pairs]
+        return list(family.own_names)
+
     def group_labels(self, *, every: bool = False) -> list[str]:
         """Name of every term's group; a repeated one gets .1, .2, as in lme4.
 
@@ -153,7 +162,7 @@ def model_frame(
     offset: Any = None,
     contrasts: Mapping[str, str] | None = None,
     missing: str = "drop",
-    codes: bool = False,
+    codes: str | None = None,
     others: Mapping[str, str] | None = None,
     functions: Mapping[str, Callable[..., Any]] | None = None,
 ) -> ModelFrame:
@@ -173,8 +182,9 @@ def model_frame(
     missing : {"drop", "raise"}
         What to do with rows that have a missing value in a column used. Those dropped
         are counted in the result.
-    codes : bool
-        Whether a factor may be the response, as codes 0, 1, ... of its levels.
+    codes : {"levels", "ordered"} or None
+        Whether a factor may be the response, as codes 0, 1, ... of its levels, and
+        whether their order must be known.
     others : dict of str to str, optional
         Formulas of further linear predictors by name, ``{"zi": "~ x + (1 | g)"}``.
     functions : dict of callables, optional
@@ -224,7 +234,8 @@ def model_frame(
     variables, values = _learn(plan.variables, table, contrasts)
     learned = _Learned(table, variables, values)
     fixed, terms, encoder = _encode(plan.main, learned, "offset" in arrays)
-    frames, notices = [], list(fixed.notices)
+    encoder = dataclasses.replace(encoder, response_levels=numbers.levels)
+    frames, notices = [], [*numbers.notices, *fixed.notices]
     for name, part in plan.others.items():
         more, its_terms, its_encoder = _encode(part, learned, False)
         notices += [f"{name}: {notice}" for notice in more.notices]
@@ -372,6 +383,7 @@ class _Numbers(NamedTuple):
     levels: pd.Index | None
     weights: np.ndarray | None
     offset: np.ndarray | None
+    notices: list[str]
 
 
 def _evaluate_numbers(
@@ -379,18 +391,18 @@ def _evaluate_numbers(
     table: Table,
     arrays: Mapping[str, np.ndarray],
     weights: Any,
-    codes: bool,
+    codes: str | None,
 ) -> _Numbers:
     name = plan.main.formula.response
     found = table.evaluate(name)
-    levels = None
-    if codes:
-        found, levels = response_codes(found)
+    found, levels, notices = response_codes(found, codes, table.rows)
+    for notice in notices:
+        warnings.warn(notice, NoticeWarning, stacklevel=3)
     y, trials = response_and_trials(found)
     check_response(y, trials, name, table.rows)
     prior = prior_weights(table, arrays, weights, trials)
     offset = total_offset(table, arrays, plan.main.offsets)
-    return _Numbers(y, trials, levels, prior, offset)
+    return _Numbers(y, trials, levels, prior, offset, notices)
 
 
 def _learn(

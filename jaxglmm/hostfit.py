@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxglmm.buckets import block_sizes, pad, pad_design, unpad_effects
+from jaxglmm.collinear import independent
 from jaxglmm.compiled import run
 from jaxglmm.control import Control
 from jaxglmm.coordinates import block_factors
@@ -90,14 +91,16 @@ def for_response(frame: ModelFrame, family: Family) -> tuple[ModelFrame, Family]
     """A family that depends on the response, and the X that goes with it."""
     if not isinstance(family, Cumulative):
         return frame, family
-    n = int(np.max(frame.y)) + 1
     if frame.response_levels is None:
+        name = frame.response_name
         raise DataError(
-            f"the response {frame.response_name} must be a factor with ordered levels "
-            "for family='cumulative'; it holds numbers. Make it a categorical."
+            f"the response {name} must be a factor with ordered levels for "
+            f"family='cumulative'; it holds numbers. Write ordered({name}) in the "
+            "formula if every number is a category."
         )
-    family = dataclasses.replace(family, n_categories=n)
+    family = dataclasses.replace(family, n_categories=len(frame.response_levels))
     if "(Intercept)" not in frame.X_names:
+        _check_no_constant(frame)
         return frame, family
     # the thresholds are its intercepts
     keep = [i for i, name in enumerate(frame.X_names) if name != "(Intercept)"]
@@ -107,6 +110,23 @@ def for_response(frame: ModelFrame, family: Family) -> tuple[ModelFrame, Family]
         frame, X=np.ascontiguousarray(frame.X[:, keep]), X_names=names, encoder=encoder
     )
     return frame, family
+
+
+def _check_no_constant(frame: ModelFrame) -> None:
+    """Refuse columns that hold the intercept which the thresholds are."""
+    ones = np.ones((len(frame.y), 1))
+    names = ["(Intercept)", *frame.X_names]
+    if independent(np.hstack([ones, frame.X]), names).all():
+        return
+    weights = np.linalg.lstsq(frame.X, ones[:, 0])[0]
+    large = np.abs(weights) > 1e-6 * np.max(np.abs(weights))
+    held = [name for name, part in zip(frame.X_names, large) if part]
+    raise FormulaError(
+        "the thresholds of family='cumulative' are its intercept, and the columns "
+        f"{', '.join(held[:8])}{', ...' * (len(held) > 8)} of the fixed effects hold "
+        "another: they add up to a constant. Write the formula without `0 +` or `- 1`, "
+        "so that one level of the factor is the reference, or leave a column out."
+    )
 
 
 def check_gaussian(frame: ModelFrame) -> None:

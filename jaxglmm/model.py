@@ -26,6 +26,7 @@ from jaxglmm.hostfit import (
     generalized_covariances,
     term_factors,
 )
+from jaxglmm.inference.categories import has_levels, level_labels
 from jaxglmm.inference.effects import linear_predictors
 from jaxglmm.inference.rows import (
     RowStatistics,
@@ -153,7 +154,7 @@ class GLMM:
     @cached_property
     def dispersion(self) -> pd.Series:
         """The family's own parameters on their natural scale; see its docstring."""
-        names = list(self.family.own_names)
+        names = self.frame.own_names(self.family)
         if not self.is_generalized:
             return pd.Series([self.sigma], ["sigma"], name="Estimate")
         return pd.Series(own_values(self.family, self._psi)[0], names, name="Estimate")
@@ -167,7 +168,7 @@ class GLMM:
         var = np.diagonal(slope @ cov @ slope.T)
         total = len(self.determined_vcov)
         size = self._sizes(var, slice(total - n_own, total))
-        return pd.Series(size, list(self.family.own_names), name="Std. Error")
+        return pd.Series(size, self.frame.own_names(self.family), name="Std. Error")
 
     @property
     def _psi(self) -> np.ndarray:
@@ -321,7 +322,7 @@ class GLMM:
 
     @cached_property
     def fitted(self) -> pd.Series:
-        """Conditional means, one per row used."""
+        """Conditional means, one per row used; of ordered levels those of the codes."""
         return pd.Series(self._mu, self.frame.row_index, name="fitted")
 
     def residuals(self, type: str = "response") -> pd.Series:
@@ -365,9 +366,10 @@ class GLMM:
             conditional predictions its grouping factors.
         re : {"conditional", "population"}
             With the random effects of the levels known, or with all of them zero.
-        type : {"response", "link"}
+        type : {"response", "link", "class"}
             Mean of the response, for which ``zi=`` and ``dispersion=`` count, or the
-            linear predictor of the formula itself.
+            linear predictor of the formula itself. Ordered responses: the probability
+            of every level, a column each, or by ``"class"`` the most probable level.
         new_levels : {"zero", "draw", "error"}
             Effects of levels that were not in the data: their mean, a draw from their
             distribution (needs ``key``), or an error that names them.
@@ -390,7 +392,8 @@ class GLMM:
         Returns
         -------
         Series, or DataFrame with ``se=True``
-            NaN where a covariate is missing.
+            NaN where a covariate is missing. Ordered responses: a DataFrame, with
+            ``se=True`` of columns ``("fit", level)`` and ``("se", level)``.
 
         Warns
         -----
@@ -398,15 +401,14 @@ class GLMM:
             With the number of rows that are not estimable, where that gives NaN.
         """
         _choice("re", re, ("conditional", "population"))
-        _choice("type", type, ("response", "link"))
+        _choice("type", type, ("response", "link", "class"))
         _choice("new_levels", new_levels, ("zero", "draw", "error"))
         _choice("not_estimable", not_estimable, ("nan", "zero"))
         from jaxglmm.inference.predict import predict
 
         return predict(
             self, newdata, conditional=re == "conditional", new_levels=new_levels,
-            se=se, offset=offset, key=key, response=type == "response",
-            not_estimable=not_estimable,
+            se=se, offset=offset, key=key, type=type, not_estimable=not_estimable,
         )  # fmt: skip
 
     def simulate(self, n: int = 1, *, key: Any, re: str = "population") -> pd.DataFrame:
@@ -423,13 +425,21 @@ class GLMM:
         Returns
         -------
         DataFrame, (n_obs, n)
+            Levels, where the response is a factor, else numbers.
         """
         _choice("re", re, ("population", "conditional"))
         from jaxglmm.inference.simulate import responses
 
         ys = responses(self, n, key, conditional=re == "conditional")
-        names = [f"sim_{i + 1}" for i in range(n)]
-        return pd.DataFrame(ys.T, index=self.frame.row_index, columns=names)
+        columns = {f"sim_{i + 1}": self._as_response(y) for i, y in enumerate(ys)}
+        return pd.DataFrame(columns, index=self.frame.row_index)
+
+    def _as_response(self, y: np.ndarray) -> Any:
+        """Values (n_obs,) of the response as the data have them."""
+        levels, weights = self.frame.response_levels, self.design.weights
+        if levels is None or not (has_levels(self) or weights is None):
+            return y  # proportions of trials are no levels
+        return level_labels(self, y)
 
     def confint(self, *, method: str = "wald", level: float = 0.95) -> pd.DataFrame:
         """Confidence intervals of the fixed effects.

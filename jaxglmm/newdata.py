@@ -23,7 +23,12 @@ from jaxglmm.evaluate import Table, used_columns
 from jaxglmm.formula import ParsedFormula
 from jaxglmm.functions import Function
 from jaxglmm.grouping import group_values
-from jaxglmm.response import as_numbers, given_numbers, response_and_trials
+from jaxglmm.response import (
+    as_numbers,
+    given_numbers,
+    recall_codes,
+    response_and_trials,
+)
 from jaxglmm.terms import TermCoding
 from jaxglmm.values import Evaluated
 
@@ -107,6 +112,8 @@ class Encoder:
         What functions learned from the training rows, by expression.
     estimable : Estimable, optional
         Which rows the data of the fit determine, where columns were left out.
+    response_levels : pandas.Index or None
+        Of a factor as response, whose codes are y.
     """
 
     formula: ParsedFormula
@@ -119,6 +126,7 @@ class Encoder:
     functions: Mapping[str, Function] = field(default_factory=dict)
     states: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     estimable: Estimable | None = None
+    response_levels: pd.Index | None = None
 
     def transform(
         self,
@@ -203,6 +211,8 @@ class Encoder:
 
     def _response(self, table: Table) -> tuple[np.ndarray, np.ndarray | None]:
         found = table.evaluate(self.formula.response)
+        if self.response_levels is not None:
+            return found.spread(recall_codes(found, self.response_levels)), None
         y, trials = response_and_trials(found)
         return found.spread(y), None if trials is None else found.spread(trials)
 

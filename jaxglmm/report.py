@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import html as _html
 import math
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from jaxglmm.inference.categories import has_levels
 from jaxglmm.verdict import at_limit, verdict
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def varcorr(m: GLMM) -> pd.DataFrame:
 
 
 def tidy(m: GLMM, conf_level: float) -> pd.DataFrame:
-    """Fixed effects, then standard deviations and correlations."""
+    """Fixed effects, thresholds, then standard deviations and correlations."""
     ci = m.confint(level=conf_level)
     fixed = pd.DataFrame(
         {
@@ -93,8 +95,29 @@ def tidy(m: GLMM, conf_level: float) -> pd.DataFrame:
     ).reindex(columns=fixed.columns)
     for column in ("std_error", "statistic", "conf_low", "conf_high"):
         random[column] = random[column].astype(float)
-    out = pd.concat([fixed.astype({"group": object}), random], ignore_index=True)
-    return out
+    parts = [fixed.astype({"group": object}), random]
+    if has_levels(m):
+        parts.insert(1, _thresholds(m, conf_level))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _thresholds(m: GLMM, conf_level: float) -> pd.DataFrame:
+    """Thresholds of an ordered response in the columns of ``tidy``."""
+    tau, se = m.dispersion.to_numpy(), m.dispersion_se.to_numpy()
+    half = NormalDist().inv_cdf(0.5 + conf_level / 2.0) * se
+    table = pd.DataFrame(
+        {
+            "effect": "threshold",
+            "group": None,
+            "term": m.dispersion.index,
+            "estimate": tau,
+            "std_error": se,
+            "statistic": tau / se,
+            "conf_low": tau - half,
+            "conf_high": tau + half,
+        }
+    )
+    return table.astype({"group": object})
 
 
 def glance(m: GLMM) -> pd.DataFrame:
@@ -120,7 +143,7 @@ def glance(m: GLMM) -> pd.DataFrame:
 
 
 def augment(m: GLMM) -> pd.DataFrame:
-    """One row per observation used."""
+    """One row per observation used; means of ordered levels are those of the codes."""
     groups = {
         t.group_name: np.asarray(t.levels)[np.asarray(t.group)]
         for t in m.frame.all_terms
@@ -136,12 +159,18 @@ def augment(m: GLMM) -> pd.DataFrame:
     fits = {
         "fitted": m.fitted.to_numpy(),
         "resid": m.residuals().to_numpy(),
-        "fixed": m.predict(re="population").to_numpy(),
+        "fixed": _population_means(m),
     }
     given = {"weights": m.design.weights, "offset": m.design.offset}
     given = {k: np.asarray(v) for k, v in given.items() if v is not None}
-    columns = {y: np.asarray(m.design.y), **named(fits), **groups, **named(given)}
+    response = m._as_response(np.asarray(m.design.y))
+    columns = {y: response, **named(fits), **groups, **named(given)}
     return pd.DataFrame(columns, index=m.frame.row_index)
+
+
+def _population_means(m: GLMM) -> np.ndarray:
+    table = m.predict(re="population").to_numpy()
+    return table if table.ndim == 1 else table @ np.arange(table.shape[1])
 
 
 # ---- text --------------------------------------------------------------------------

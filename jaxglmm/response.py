@@ -1,11 +1,14 @@
 """Response, prior weights and offset as numbers, (n,).
 
 For ``cbind(s, f)`` the response is the proportion y = s / m of m = s + f trials, and
-the prior weights are m (times the weights given, if any). Offsets add up.
+the prior weights are m (times the weights given, if any). Offsets add up. A factor as
+response is the codes 0, 1, ... of its levels, whose order has to be known where the
+model depends on it: the alphabet is none.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import reduce
 from typing import Any
@@ -16,7 +19,7 @@ import pandas as pd
 from jaxglmm import data as tables
 from jaxglmm.errors import DataError
 from jaxglmm.evaluate import Table
-from jaxglmm.values import Evaluated, Pair, check_finite, classify
+from jaxglmm.values import Evaluated, Marked, Pair, check_finite, classify, is_text
 
 __all__ = [
     "as_numbers",
@@ -24,6 +27,7 @@ __all__ = [
     "given_numbers",
     "in_order_of",
     "prior_weights",
+    "recall_codes",
     "response_and_trials",
     "response_codes",
     "total_offset",
@@ -98,15 +102,109 @@ def response_and_trials(found: Evaluated) -> tuple[np.ndarray, np.ndarray | None
         return successes / trials, trials
 
 
-def response_codes(found: Evaluated) -> tuple[Evaluated, pd.Index | None]:
-    """A factor as response: codes 0, 1, ... and its levels; numbers pass through."""
-    if isinstance(found.values, Pair):
-        return found, None
+def response_codes(
+    found: Evaluated, kind: str | None, rows: np.ndarray | None = None
+) -> tuple[Evaluated, pd.Index | None, list[str]]:
+    """A factor as response: codes 0, 1, ... and levels, and what to note.
+
+    Parameters
+    ----------
+    found : Evaluated
+        Numbers pass through, and so do truth values that nothing made a factor.
+    kind : {"levels", "ordered"} or None
+        What the family takes; ordered levels must be known to be.
+    rows : array of int, optional
+        Where the rows in use are in the caller's table.
+
+    Raises
+    ------
+    DataError
+        If there is one level, a row has none, or their order is not known.
+    """
+    if kind is None or isinstance(found.values, Pair):
+        return found, None, []
     values, _, factor = classify(found)
-    if factor is None or (isinstance(values, np.ndarray) and values.dtype == bool):
-        return found, None
-    codes, levels = tables.factorize(pd.Series(values))
-    return found._replace(values=np.asarray(codes, np.float64)), levels
+    truth = isinstance(values, np.ndarray) and values.dtype == bool
+    if factor is None or (truth and not isinstance(found.values, Marked)):
+        return found, None, []
+    column = pd.Series(factor.with_levels(found.name))
+    gaps = tables.missing(column)
+    if gaps is not None:
+        where = tables.show_rows(gaps, rows)
+        raise DataError(f"{found.name} is missing in {where}. Give every row a level.")
+    codes, levels = tables.factorize(column)
+    notes = []
+    if kind == "ordered":
+        _check_order(found.name, factor, column, levels)
+        notes = _absent_levels(found.name, column, levels)
+    if len(levels) == 1:
+        raise DataError(
+            f"response {found.name} is constant: all {found.n} values are "
+            f"{tables.labels(levels)[0]}. There is nothing to explain."
+        )
+    return found._replace(values=np.asarray(codes, np.float64)), levels, notes
+
+
+def _check_order(
+    name: str, factor: Marked, column: pd.Series, levels: pd.Index
+) -> None:
+    """Refuse text whose order nobody gave; numbers and truth values have one."""
+    dtype, shown = column.dtype, ", ".join(tables.labels(levels)[:20])
+    inside = re.fullmatch(r"(?:ordered|factor|C)\((`[^`]+`|[\w.]+).*\)", name)
+    inner = inside.group(1) if inside else name
+    if isinstance(dtype, pd.CategoricalDtype):
+        told = factor.levels is not None or dtype.ordered or bool(factor.ordered)
+        numbers = not is_text(levels) and dtype.categories.is_monotonic_increasing
+        if told or numbers:
+            return
+        found = f"a categorical without an order, with the categories {shown}"
+        first = (
+            f"If this is their order, lowest first, write ordered({inner}); if not, "
+        )
+    elif not is_text(levels):
+        return  # numbers and truth values have one
+    else:
+        found = f"text, whose levels have no order but the alphabet's: {shown}"
+        first = ""
+    advice = (
+        f"order them, lowest first: ordered({inner}, levels=['...', ...]) in the "
+        "formula, or pd.Categorical(values, ['...', ...], ordered=True) in the data."
+    )
+    advice = first + advice if first else advice[0].upper() + advice[1:]
+    raise DataError(f"the response {name} is {found}. {advice}")
+
+
+def _absent_levels(name: str, column: pd.Series, levels: pd.Index) -> list[str]:
+    """Say which declared levels no row has."""
+    if not isinstance(column.dtype, pd.CategoricalDtype):
+        return []
+    absent = tables.labels(column.dtype.categories.difference(levels, sort=False))
+    if not absent:
+        return []
+    return [
+        f"no row has the level{'s' * (len(absent) != 1)} {', '.join(absent)} of the "
+        f"response {name}, so the model has none either; its levels are "
+        f"{', '.join(tables.labels(levels))}."
+    ]
+
+
+def recall_codes(found: Evaluated, levels: pd.Index) -> np.ndarray:
+    """Codes (n,) of a factor as response in new data; NaN where it is missing.
+
+    Raises
+    ------
+    DataError
+        If it has a level that was not fitted.
+    """
+    values, _, factor = classify(found)
+    values = values if factor is None else factor.with_levels(found.name)
+    codes, unseen = tables.match(values, levels)
+    if unseen:
+        raise DataError(
+            f"response {found.name} has unseen level(s) {', '.join(unseen[:5])}; the "
+            f"data fitted had {', '.join(tables.labels(levels))}."
+        )
+    return np.where(codes < 0, np.nan, codes)
 
 
 def check_response(

@@ -63,13 +63,18 @@ class Marked:
         """
         if self.levels is None:
             return self.values
-        column = pd.Series(self.values)
-        out = pd.Series(pd.Categorical(column, categories=list(self.levels)))
-        lost = sorted({str(v) for v in column[out.isna().to_numpy()]})
+        column, levels = pd.Series(self.values), pd.Index(list(self.levels))
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            column = column.astype(column.cat.categories.dtype)
+        if not levels.is_unique:
+            twice = ", ".join(map(str, levels[levels.duplicated()].unique()))
+            raise DataError(f"{name}: levels= has {twice} more than once.")
+        known = column.isin(levels).to_numpy(dtype=bool)
+        lost = sorted({str(v) for v in column[~known]})
         if lost:
             first = ", ".join(lost[:5])
             raise DataError(f"{name}: levels= lacks the value(s) {first}.")
-        return out
+        return pd.Series(pd.Categorical(column, categories=levels))
 
 
 @dataclass(frozen=True)

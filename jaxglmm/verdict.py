@@ -113,7 +113,7 @@ def at_limit(m: GLMM) -> list[str]:
     if m.status != Status.LIMIT:
         return []
     names = [f"{p.name}: {n}" for p in m.frame.others for n in p.X_names]
-    names += [""] * len(m.theta) + list(m.family.own_names)
+    names += [""] * len(m.theta) + m.frame.own_names(m.family)
     flat = m.flat_parameters[len(m.fixef) :]
     return [n for n, is_flat in zip(names, flat) if n and is_flat]
 

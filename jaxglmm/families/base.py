@@ -87,7 +87,7 @@ class Family:
     weights_role: Any = "replication"
     support: Any = "real"
     inside: Any = 1.0
-    takes_codes: Any = False  # whether a factor may be the response
+    takes_codes: Any = None  # of a factor as response: "levels", or "ordered" ones
 
     def __new__(cls, *args: Any, **options: Any) -> Family:
         """Make a custom family where the base class itself is called."""

@@ -89,7 +89,7 @@ class Binomial(_Proportion):
 
     link: str = "logit"
 
-    takes_codes = True
+    takes_codes = "levels"
     name = "binomial"
 
     def __post_init__(self):
@@ -127,7 +127,7 @@ class BetaBinomial(_Proportion):
 
     link: str = "logit"
 
-    takes_codes = True
+    takes_codes = "levels"
     name = "betabinomial"
     n_own = 1
     own_names = ("phi",)

@@ -12,7 +12,8 @@ as one, not as a difference:
     probit   exp(l) (1 - exp(-(l - l'))), l, l' the log tails on the side of zero
              where they are small
 
-eta has no intercept of its own: the thresholds hold it.
+eta has no intercept of its own: the thresholds hold it. ``glmm`` names categories and
+thresholds by the levels of the response.
 
 References: McCullagh (1980), J. R. Stat. Soc. B 42(2),
 doi:10.1111/j.2517-6161.1980.tb01109.x.
@@ -56,7 +57,7 @@ class Cumulative(Family):
     n_categories: int = 3
     link: str = "logit"
 
-    takes_codes = True
+    takes_codes = "ordered"
     name = "cumulative"
     links = ("logit", "probit", "cloglog", "cauchit")
     inside = 0.0

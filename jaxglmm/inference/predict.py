@@ -4,7 +4,7 @@
 
 one row at a time, r running over the linear predictors: zero inflation makes the mean
 (1 - pi) mu, a hurdle too, and a dispersion model counts where the mean depends on it.
-On the link scale eta_0 is predicted.
+On the link scale eta_0 is predicted. Ordered responses: :mod:`categories`.
 
 The standard error of a conditional prediction of a linear model is that of
 x (beta^ - beta) + z (b^ - b) at the estimated covariance parameters:
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from scipy.sparse.linalg import splu
 from jaxglmm.errors import DataError, NoticeWarning
 from jaxglmm.families import Cumulative
 from jaxglmm.flatness import moves, sizes
+from jaxglmm.inference.categories import has_levels, most_probable, probabilities
 from jaxglmm.inference.effects import random_part
 from jaxglmm.inference.matrices import random_design, relative_factor
 from jaxglmm.inference.rows import Means, response_mean
@@ -74,7 +76,7 @@ def predict(
     se: bool,
     offset: Any,
     key: Any,
-    response: bool,
+    type: str,
     not_estimable: str,
 ) -> pd.Series | pd.DataFrame:
     """What :meth:`jaxglmm.GLMM.predict` returns."""
@@ -85,7 +87,12 @@ def predict(
         )
     if newdata is None and offset is not None:
         raise ValueError("offset= belongs to newdata=; give both or neither")
-    response = response and m.is_generalized
+    if type == "class" and (se or not has_levels(m)):
+        raise ValueError(
+            "type='class' is the most probable level of an ordered response, and has "
+            "no standard error"
+        )
+    response = type != "link" and m.is_generalized
     needed = _needed(m) if response else [0]
     parts = {r: _rows(m, r, newdata, conditional, offset) for r in needed}
     if conditional and new_levels == "error":
@@ -97,6 +104,10 @@ def predict(
         drawn = _draws(m, parts, key)
     etas = {r: _eta(m, r, parts[r], conditional, drawn) for r in needed}
     value, index = etas[0], parts[0].index
+    if response and has_levels(m):
+        size_of = partial(_delta_se, m, parts) if se else None
+        table = probabilities(m, value, index, size_of)
+        return most_probable(m, table) if type == "class" else table
     if not response:
         size = _se(m, parts[0], conditional) if se else None
     else:

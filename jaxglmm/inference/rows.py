@@ -5,7 +5,7 @@ mu, Var(y), d mu / d eta, the unit deviance: (n,) arrays in NumPy.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from jaxglmm.families import Family, known_family
 __all__ = [
     "Means",
     "RowStatistics",
+    "category_means",
     "generalized_residuals",
     "own_values",
     "response_mean",
@@ -94,6 +95,25 @@ def _means(family, eta, psi):
     def row(e):
         mu, slopes = jax.value_and_grad(family.mu, (0, 1))(e, psi)
         return mu, *slopes
+
+    return jax.vmap(row)(eta)
+
+
+def category_means(family: Any, eta: np.ndarray, psi) -> list[Means]:
+    """Probability of each category at linear predictors eta (n, 1), as its mean."""
+    n = len(eta)
+    wide = _repeat(np.asarray(eta), -(-n // 256) * 256)
+    out = run(_categories, (family,), wide, np.asarray(psi), keep=known_family(family))
+    p, slope, psi_slope = (np.asarray(v)[:n] for v in out)
+    return [Means(p[:, k], slope[:, k], psi_slope[:, k]) for k in range(p.shape[1])]
+
+
+def _categories(family, eta, psi):
+    import jax
+
+    def row(e):
+        slopes = jax.jacrev(family.probabilities, (0, 1))(e, psi)
+        return family.probabilities(e, psi), *slopes
 
     return jax.vmap(row)(eta)
 

@@ -92,7 +92,9 @@ def parameter_names(
         if term.structure not in ("diag", "scalar"):
             pairs = [(i, j) for j in range(len(z)) for i in range(j + 1, len(z))]
             names += [f"{of}cor_{z[i]}.{z[j]}|{group}" for i, j in pairs]
-    return names + (list(family.own_names) if generalized else ["sigma"])
+    if not generalized:
+        return [*names, "sigma"]
+    return names + list(family.own_names if frame is None else frame.own_names(family))
 
 
 def truth_of(params: Params, design: Design, family: Family) -> np.ndarray:
