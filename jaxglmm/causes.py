@@ -58,7 +58,11 @@ def vanishing(m: GLMM) -> list[str]:
     rest = F[p : len(F) - m.family.n_own]
     moved = np.abs((np.asarray(m.design.X) / sizes(m)[:p]) @ F[:p]).max(axis=1) > 1e-4
     moved &= np.asarray(m.design.y) > 0
-    if np.any(rest) or not moved.any() or np.any(m._eta[moved, 0] > _GONE):
+    if (
+        np.any(np.abs(rest) > 1e-2)
+        or not moved.any()
+        or np.any(m._eta[moved, 0] > _GONE)
+    ):
         return []
     return [n for n, flat in zip(m.frame.X_names, m.flat_parameters) if flat]
 

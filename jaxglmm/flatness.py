@@ -4,7 +4,8 @@ With H the Hessian of the objective and V what the fit keeps of 2 H^-1,
 
     I - V H / 2                                                                    (1)
 
-projects on the directions in which the fit met no curvature. Fixed effects that the
+projects on the directions in which the fit met no curvature; its rank tells how many
+there are. Fixed effects that the
 covariates separate run to infinity along the whole span of the separating directions
 (:mod:`jaxglmm.separation`), whatever curvature is left where the fit stopped.
 
@@ -59,25 +60,33 @@ def flat_directions(m: GLMM) -> np.ndarray:
     separated = size[:, None] * _separated(m)
     # what separation leaves of the directions without curvature
     known = np.linalg.qr(separated)[0]
-    P = size[:, None] * _without_curvature(m) / size
-    P = P - known @ (known.T @ P)
-    U, length, _ = np.linalg.svd(P)
+    rest = _without_curvature(m, size)
+    rest = rest - known @ (known.T @ rest)
+    U, length, _ = np.linalg.svd(rest, full_matrices=False)
     rest = U[:, length > 0.5]
     return np.hstack([known, np.where(np.abs(rest) < _PART, 0.0, rest)])
 
 
-def _without_curvature(m: GLMM) -> np.ndarray:
-    """The projector (1), (P, P): thresholds in place of psi for ordered categories."""
+def _without_curvature(m: GLMM, size: np.ndarray) -> np.ndarray:
+    """The null space (P, k) of H in units of ``size``; its dimension is that of (1).
+
+    Thresholds stand in place of psi for ordered categories.
+    """
     V, H = np.asarray(m.fit.vcov), np.asarray(m.fit.hess)
-    P = np.zeros(V.shape)
-    first = len(V) - len(H)  # with REML beta is no part of the Hessian
     if m.method == "PQL" or not np.isfinite(V).all() or not np.isfinite(H).all():
-        return P
-    P[first:, first:] = np.eye(len(H)) - V[first:, first:] @ H / 2.0
+        return np.zeros((len(V), 0))
+    first = len(V) - len(H)  # with REML beta is no part of the Hessian
+    s = size[first:]
+    P = np.eye(len(H)) - V[first:, first:] @ H / 2.0
+    k = int(np.sum(np.linalg.svd(s[:, None] * P / s, compute_uv=False) > 0.5))
+    values, vectors = np.linalg.eigh(H / np.outer(s, s))
+    out = np.zeros((len(V), k))
+    out[first:] = vectors[:, np.argsort(np.abs(values))[:k]]
     if isinstance(m.family, Cumulative):
         own = slice(len(V) - m.family.n_own, len(V))
-        P[own] = own_values(m.family, m._psi)[1] @ P[own]
-    return P
+        out[own] = own_values(m.family, m._psi)[1] @ out[own]
+        out = np.linalg.qr(out)[0]
+    return out
 
 
 def _separated(m: GLMM) -> np.ndarray:
