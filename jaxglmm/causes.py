@@ -55,7 +55,8 @@ def vanishing(m: GLMM) -> list[str]:
     if not isinstance(_base(m.family), TruncatedNegativeBinomial) or not F.shape[1]:
         return []
     p = len(m.fixef)
-    rest = F[p : len(F) - m.family.n_own]
+    # where every mean vanishes the effects' theta does not matter either
+    rest = F[p : p + sum(part.X.shape[1] for part in m.design.others)]
     moved = np.abs((np.asarray(m.design.X) / sizes(m)[:p]) @ F[:p]).max(axis=1) > 1e-4
     moved &= np.asarray(m.design.y) > 0
     if (
