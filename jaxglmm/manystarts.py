@@ -38,7 +38,9 @@ def count_linear(design: Design, singular: bool, status: int) -> int:
         return _STARTS_FEW
     w = design.weights
     uneven = w is not None and np.max(w) > _UNEVEN * np.min(w)
-    doubtful = singular or uneven or not Status(int(status)).ok or _few_levels(design)
+    ended = Status(int(status))
+    lost = not (ended.ok or ended == Status.NOT_IDENTIFIED)  # flat from anywhere
+    doubtful = singular or uneven or lost or _few_levels(design)
     return _STARTS if doubtful and design.n_obs <= _MANY_ROWS else 0
 
 

@@ -292,6 +292,9 @@ def refine(
         if found.value < best.value - best.rows.noise(best.theta):
             best = found
     decrement, smallest, status = _judged(best)
+    before = Status(int(raw.status))
+    if status == Status.STALLED and not before.ok:
+        status = before  # a climb without end is called what it was
     theta = _user_order(best, orders)
     end = _At(rows, theta)
     grad, hess = end.derivatives
