@@ -142,11 +142,20 @@ def limit_facts(m: GLMM) -> list[str]:
 
 def theta_hessian(m: GLMM) -> np.ndarray:
     """The block of the Hessian that belongs to theta."""
-    hess, n = np.asarray(m.fit.hess), len(m.theta)
-    first = 0
+    at = _place_of_theta(m)
+    return np.asarray(m.fit.hess)[at, at]
+
+
+def theta_gradient(m: GLMM) -> np.ndarray:
+    """The part of the gradient that belongs to theta."""
+    return np.asarray(m.fit.grad)[_place_of_theta(m)]
+
+
+def _place_of_theta(m: GLMM) -> slice:
+    n, first = len(m.theta), 0
     if m.is_generalized and m.method != "PQL":
-        first = len(hess) - n - len(m.dispersion)
-    return hess[first : first + n, first : first + n]
+        first = len(m.fit.grad) - n - len(m.dispersion)
+    return slice(first, first + n)
 
 
 def _diagonal_position(kind, k: int, j: int) -> int | None:
@@ -214,7 +223,10 @@ def flat_terms(m: GLMM) -> list[str]:
     size = np.sqrt(np.maximum(np.diagonal(H), 0.0))
     size[size <= 1e-6 * np.max(size, initial=0.0)] = np.max(size, initial=1.0)
     values, vectors = np.linalg.eigh(H / np.outer(size, size))
-    part = np.sum(vectors[:, np.abs(values) < 1e-7] ** 2, axis=1)
+    # a gradient that is left bends the null space by about its size
+    rest = np.linalg.norm(theta_gradient(m) / size)
+    flat = np.abs(values) < np.clip(10.0 * rest, 1e-7, 1e-3)
+    part = np.sum(vectors[:, flat] ** 2, axis=1)
     out, start = [], 0
     for t in m.frame.all_terms:
         stop = start + structure(t.structure).n_theta(len(t.z_names))
