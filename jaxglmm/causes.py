@@ -19,7 +19,9 @@ import numpy as np
 from jaxglmm.errors import Status
 from jaxglmm.families import (
     Beta,
+    BetaBinomial,
     Binomial,
+    Cumulative,
     Family,
     Gamma,
     Gaussian,
@@ -77,19 +79,25 @@ def mark_limit(m: GLMM) -> GLMM:
 
 
 def pure_groups(m: GLMM) -> list[str]:
-    """Grouping factors with an intercept and responses of one kind in every level."""
-    if not isinstance(m.family, Binomial) or m.priors is not None:
+    """Grouping factors with an intercept and responses of one kind in every level.
+
+    All events or none, or one category. A level of a single trial says nothing.
+    """
+    kinds = (Binomial, BetaBinomial, Cumulative)
+    if not isinstance(m.family, kinds) or m.priors is not None:
         return []
     y, w = np.asarray(m.design.y), m._weights
+    if not isinstance(m.family, Cumulative) and np.any((y > 0) & (y < 1)):
+        return []
     out = []
     for t in m.frame.terms:
         code, n = np.asarray(t.group), t.n_levels
-        trials = np.bincount(code, w, n)
-        events = np.bincount(code, w * y, n)
-        used = trials > 0
-        pure = np.all((events == 0) | (events == trials))
-        both = np.any(events[used] == 0) and np.any(events[used] > 0)
-        if pure and both and np.any(trials > 1) and "(Intercept)" in t.z_names:
+        lowest, highest = np.full(n, np.inf), np.full(n, -np.inf)
+        np.minimum.at(lowest, code, y)
+        np.maximum.at(highest, code, y)
+        repeated = np.any(np.bincount(code, w, n) > 1)
+        pure = np.array_equal(lowest, highest) and np.ptp(lowest) > 0
+        if pure and repeated and "(Intercept)" in t.z_names:
             out.append(t.group_name)
     return list(dict.fromkeys(out))
 

@@ -107,6 +107,8 @@ def glmm(
     family : str or Family
         The response's distribution: ``"binomial"``, ``"poisson"``, ``"nbinom2"``, ...,
         or an instance such as ``jg.NegativeBinomial(kind=1)``.
+        ``"cumulative"`` takes an ordered categorical, or ``ordered(s, levels=[...])``
+        as response, lowest level first.
     link : str, optional
         Another link than the family's own.
     method : {"REML", "ML", "Laplace", "AGQ", "PQL"}, optional

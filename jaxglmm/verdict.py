@@ -44,7 +44,8 @@ def verdict(m: GLMM) -> str:
             note = " The fit is singular: " + "; ".join(boundary_facts(m)) + "."
         return f"Converged ({evidence}).{note}{_no_optimum(m)}"
     if m.status == Status.LIMIT:
-        return f"Converged at a limit: {'; '.join(limit_facts(m))} ({evidence})."
+        facts = "; ".join(limit_facts(m))
+        return f"Converged at a limit: {facts} ({evidence}).{_no_optimum(m)}"
     if m.status == Status.BOUNDARY:
         facts = "; ".join(boundary_facts(m))
         return f"Converged on the boundary: {facts} ({evidence}).{_no_optimum(m)}"
@@ -56,6 +57,8 @@ def _no_optimum(m: GLMM) -> str:
     names = pure_groups(m)
     if not names:
         return ""
+    categories = m.family.takes_codes == "ordered"
+    kind = "one category" if categories else "all 0 or all 1"
     how = (
         "The optimum is one of the Laplace approximation: method='AGQ' with more and "
         "more points follows the likelihood"
@@ -63,8 +66,8 @@ def _no_optimum(m: GLMM) -> str:
         else "The optimum is one of the quadrature: more points move it further"
     )
     return (
-        f" But every level of {', '.join(names)} has responses of one kind only (all 0 "
-        "or all 1), so the likelihood itself has no maximum: it rises for ever with "
+        f" But every level of {', '.join(names)} has responses of one kind only "
+        f"({kind}), so the likelihood itself has no maximum: it rises for ever with "
         f"the standard deviation of the random effects. {how}. Analyse one response "
         "per level, or give priors=."
     )

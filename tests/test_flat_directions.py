@@ -224,3 +224,33 @@ def test_groups_of_one_kind_have_no_maximum(case):
     if case != "mixed":
         values = [log_lik(sd) for sd in (10.0, 50.0, 200.0, 1000.0)]
         assert np.all(np.diff(values) > 0)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_groups_of_one_category_have_no_maximum(mixed):
+    """The likelihood as above, thresholds at the quantiles of the shares."""
+    d = pure("rows")
+    d["y"] = np.where(d.g % 10 < 3, 0, np.where(d.g % 10 < 6, 1, 2))
+    d.loc[0, "y"] = 1 if mixed else d.loc[0, "y"]
+    d["y"] = pd.Categorical(d.y, ordered=True)
+    m = jg.glmm("y ~ 1 + (1 | g)", d, family="cumulative")
+    assert ("(one category)" in m.verdict) != mixed
+    grid = np.linspace(-9, 9, 40_001)
+    f = np.exp(-0.5 * grid**2) / np.sum(np.exp(-0.5 * grid**2))
+
+    def log_lik(sd):
+        low, high = (expit(sd * (t - grid)) for t in (-0.524401, 0.253347))
+        parts = (low, 9), (high - low, 9), (1.0 - high, 12)
+        return sum(count * np.log(f @ p**4) for p, count in parts)
+
+    assert np.all(np.diff([log_lik(sd) for sd in (10.0, 50.0, 200.0, 1000.0)]) > 0)
+
+
+@pytest.mark.slow
+def test_groups_of_overdispersed_counts_of_one_kind_have_no_maximum():
+    d = pure("counts")
+    m = jg.glmm("cbind(y, no) ~ 1 + (1 | g)", d, family="betabinomial")
+    assert "(all 0 or all 1)" in m.verdict
+    d.loc[0, ["y", "no"]] = [3, 4]
+    m = jg.glmm("cbind(y, no) ~ 1 + (1 | g)", d, family="betabinomial")
+    assert "(all 0 or all 1)" not in m.verdict
