@@ -4,11 +4,14 @@ The independent check is the definition: x is estimable if it lies in the row sp
 the full X, whose rank does not rise when x is put below it.
 """
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import jaxglmm as jg
+from jaxglmm.encoding import model_frame
 
 rng = np.random.default_rng(5)
 FULL = pd.DataFrame(
@@ -102,3 +105,89 @@ def test_nothing_is_kept_where_no_column_was_dropped():
     assert m.frame.encoder.estimable is None
     with pytest.raises(ValueError, match="not_estimable"):
         m.predict(FULL, not_estimable="none")
+
+
+# the same by other means: ranks of dummies, and least squares of the cells
+
+GRID = pd.DataFrame([(a, b) for a in "pqr" for b in "stuv"], columns=["a", "b"])
+
+
+def quietly(call, *args, **options):
+    """Call where columns may be dropped, which is not what is tested."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jg.NoticeWarning)
+        return call(*args, **options)
+
+
+def cells(missing, seed, rows=6):
+    """A table of the grid without some cells."""
+    kept, own = GRID.drop(index=list(missing)), np.random.default_rng(seed)
+    d = kept.loc[kept.index.repeat(rows)].reset_index(drop=True)
+    n, x = len(d), own.normal(size=len(d))
+    g = own.integers(0, 8, n)
+    y = own.normal(size=8)[g] + own.normal(size=n)
+    return d.assign(g=g, x=x, x2=2.0 * x + 1.0, x3=own.normal(size=n), y=y)
+
+
+def dummies(formula, data):
+    """All dummies that the terms are made of, and covariates."""
+    a = [data["a"].to_numpy() == level for level in "pqr"]
+    b = [data["b"].to_numpy() == level for level in "stuv"]
+    columns = [np.ones(len(data))]
+    columns += a if "a" in formula else []
+    columns += b if "b" in formula else []
+    columns += [u & v for u in a for v in b] if ":" in formula else []
+    columns += [data[x].to_numpy() for x in ("x", "x2", "x3") if x in formula.split()]
+    return np.column_stack(columns).astype(float)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_estimable_rows_lie_in_the_row_space_of_the_dummies(seed):
+    own = np.random.default_rng(seed)
+    d = cells(own.choice(12, own.integers(0, 5), replace=False), seed)
+    new = GRID.assign(x=2.0, x2=own.choice([5.0, 6.0], 12), x3=-1.0, g=1)
+    for base in ("a:b", "a + b", "a:b + x + x2", "x + x2 + b", "x3 + a:b"):
+        ways = WAYS if ":" in base else ["a:b"]
+        train, rows = dummies(base, d), dummies(base, new)
+        rank = np.linalg.matrix_rank(train)
+        joined = [np.linalg.matrix_rank(np.vstack([train, row])) for row in rows]
+        for way in ways:
+            formula = f"y ~ {base.replace('a:b', way)} + (1 | g)"
+            found = quietly(model_frame, formula, d).encoder.transform(new).estimable
+            found = np.ones(12, bool) if found is None else found
+            assert found.tolist() == [r == rank for r in joined], formula
+
+
+def test_cells_with_data_have_the_generalized_least_squares_estimates():
+    d = cells([5, 11], seed=1)
+    X = np.stack([(d.a == a) & (d.b == b) for a, b in GRID.to_numpy()], 1).astype(float)
+    X = np.delete(X, [5, 11], axis=1)
+    same = np.equal.outer(d["g"].to_numpy(), d["g"].to_numpy())
+    for way in WAYS:
+        m = quietly(jg.glmm, f"y ~ {way} + (1 | g)", d)
+        V = m.sigma**2 * (np.eye(len(d)) + m.theta.iloc[0] ** 2 * same)
+        cov = np.linalg.inv(X.T @ np.linalg.solve(V, X))
+        beta = cov @ X.T @ np.linalg.solve(V, d["y"])
+        out = quietly(m.predict, GRID, re="population", se=True)
+        known = out.drop(index=[5, 11])
+        np.testing.assert_allclose(known["fit"], beta, rtol=1e-6)
+        np.testing.assert_allclose(known["se"], np.sqrt(np.diagonal(cov)), rtol=1e-6)
+        assert np.isnan(out.loc[[5, 11]]).all(axis=None)
+        new = GRID.assign(g=[99, 3] * 6)
+        out = quietly(m.predict, new, se=True)
+        assert np.isnan(out).all(axis=1).tolist() == [i in (5, 11) for i in range(12)]
+
+
+@pytest.mark.slow
+def test_levels_of_cells_without_data_have_no_probability():
+    d = cells([5], seed=5, rows=20)
+    codes = np.random.default_rng(5).integers(0, 3, len(d))
+    d["o"] = pd.Categorical(np.array(["low", "mid", "high"])[codes],
+                            ["low", "mid", "high"], ordered=True)  # fmt: skip
+    m = dropping("o ~ a:b + (1 | g)", d, family="cumulative")
+    with pytest.warns(jg.NoticeWarning, match="1 of 12 rows of newdata"):
+        out = m.predict(GRID, re="population", se=True)
+    assert np.isnan(out).all(axis=1).tolist() == [i == 5 for i in range(12)]
+    assert np.isfinite(out.drop(index=5)).all(axis=None)
+    best = quietly(m.predict, GRID, re="population", type="class")
+    assert best.isna().tolist() == [i == 5 for i in range(12)]
