@@ -146,6 +146,30 @@ def test_thresholds_that_run_away_have_no_standard_error():
     np.testing.assert_allclose(se[1:], again, rtol=1e-3)
 
 
+def test_levels_keep_the_standard_errors_that_their_own_thresholds_have():
+    """Shares p of two levels, sqrt(p (1 - p) / n), in halves that share none."""
+    a, b = [0, 1, 1, 1], [2, 2, 3]
+    d = table({(0, 0): a, (0, 1): a, (1, 0): b, (1, 1): b})
+    names = ["low", "medium", "high", "very high"]
+    codes = d["y"].astype(int)
+    d["y"] = pd.Categorical(np.array(names)[codes], names, ordered=True)
+    with SEPARATED:
+        m = jg.glmm("y ~ arm + (1 | g)", d, family="cumulative")
+    new = pd.DataFrame({"arm": [0, 1]})
+    out = m.predict(new, re="population", se=True)
+    n_a, n_b = (codes < 2).sum(), (codes > 1).sum()
+    share = [0.25, 0.75, 0.0, 0.0], [0.0, 0.0, 2 / 3, 1 / 3]
+    np.testing.assert_allclose(out["fit"], share, atol=1e-4)
+    none = [[False, False, True, True], [True, True, False, False]]
+    np.testing.assert_array_equal(np.isnan(out["se"]), none)
+    expected = np.sqrt([0.25 * 0.75 / n_a, 2 / 9 / n_b])
+    np.testing.assert_allclose(out["se"].iloc[0, :2], expected[0], rtol=1e-3)
+    np.testing.assert_allclose(out["se"].iloc[1, 2:], expected[1], rtol=1e-3)
+    known = m.dispersion_se["low|medium"], np.sqrt(1 / (n_a * 0.25 * 0.75))
+    np.testing.assert_allclose(*known, rtol=1e-3)
+    assert np.isnan(m.dispersion_se[["medium|high", "high|very high"]]).all()
+
+
 def test_a_truncated_mean_that_runs_to_zero_is_a_logarithmic_series():
     """log L of p^y / (-y log(1 - p)), with p = phi / (1 + phi), and of the zeros."""
     from scipy.optimize import minimize_scalar

@@ -38,7 +38,7 @@ from jaxglmm.flatness import moves, sizes
 from jaxglmm.inference.categories import has_levels, most_probable, probabilities
 from jaxglmm.inference.effects import random_part
 from jaxglmm.inference.matrices import random_design, relative_factor
-from jaxglmm.inference.rows import Means, response_mean
+from jaxglmm.inference.rows import Means, own_values, response_mean
 
 if TYPE_CHECKING:
     from jaxglmm.model import GLMM
@@ -268,7 +268,11 @@ def _delta_se(m: GLMM, parts: dict[int, _Rows], mean: Means) -> np.ndarray:
     d = np.hstack([*d, mean.psi_slope])
     at = [np.arange(first[r], first[r] + sizes[r]) for r in parts]
     at = np.concatenate([*at, np.arange(len(vcov) - n_own, len(vcov))])
-    unknown = np.isnan(d).any(axis=1) | _runs_away(m, parts[0].X, thresholds=True)
+    unknown = np.isnan(d).any(axis=1)
+    if isinstance(m.family, Cumulative):
+        unknown |= _level_runs_away(m, d)
+    else:
+        unknown |= _runs_away(m, parts[0].X)
     d = np.nan_to_num(d)
     used = np.any(d != 0.0, axis=0)
     d, at = d[:, used], at[used]
@@ -276,21 +280,33 @@ def _delta_se(m: GLMM, parts: dict[int, _Rows], mean: Means) -> np.ndarray:
     return np.sqrt(np.where(unknown, np.nan, var))
 
 
-def _runs_away(m: GLMM, X: np.ndarray, *, thresholds: bool = False) -> np.ndarray:
-    """Whether x'beta, or a threshold less that, is not determined: (n,)."""
-    flat = m.flat_directions
-    out = np.zeros(len(X), bool)
-    if not flat.shape[1]:
-        return out
-    size, p = sizes(m), X.shape[1]
-    n_own = m.family.n_own if isinstance(m.family, Cumulative) and thresholds else 0
-    for k in [None] if n_own == 0 else range(len(size) - n_own, len(size)):
-        rows = np.zeros((len(X), len(size)))
-        rows[:, :p] = np.nan_to_num(X)
-        if k is not None:
-            rows[:, k] = -1.0
-        out |= moves(rows, flat, size)
-    return out
+def _runs_away(m: GLMM, X: np.ndarray) -> np.ndarray:
+    """Whether x'beta is not determined, (n,)."""
+    size = sizes(m) if m.flat_directions.shape[1] else np.ones(0)
+    if not len(size):
+        return np.zeros(len(X), bool)
+    rows = np.zeros((len(X), len(size)))
+    rows[:, : X.shape[1]] = np.nan_to_num(X)
+    return moves(rows, m.flat_directions, size)
+
+
+def _level_runs_away(m: GLMM, d: np.ndarray) -> np.ndarray:
+    """Whether a probability is not, (n,), with derivatives d (n, p + n_own).
+
+    It may depend on some thresholds alone, those beside its level.
+    """
+    if not m.flat_directions.shape[1]:
+        return np.zeros(len(d), bool)
+    size, n_own = sizes(m), m.family.n_own
+    p = d.shape[1] - n_own
+    by_threshold = np.linalg.solve(own_values(m.family, m._psi)[1].T, d[:, p:].T).T
+    rows = np.zeros((len(d), len(size)))
+    rows[:, :p], rows[:, -n_own:] = d[:, :p], by_threshold
+    top = np.max(np.abs(np.nan_to_num(rows)), axis=1, keepdims=True)
+    rows = np.nan_to_num(rows) / np.where(
+        top > 0, top, 1.0
+    )  # far out squares underflow
+    return moves(rows, m.flat_directions, size) | (top[:, 0] == 0)
 
 
 def unseen_variance(z, group, factors, sigma: float) -> np.ndarray:
