@@ -2,7 +2,9 @@
 
 A program is asked for by a function, its static arguments, the shapes of its arguments
 and its devices. It is looked for in this process, then in the cache folder, then
-compiled and written there, so that a second process neither traces nor compiles. Of
+compiled and written there, so that a second process neither traces nor compiles. A
+process keeps the programs used last: each takes hundreds of memory maps, of which the
+system allows a process some ten thousands, and ends it beyond. Of
 JAX's own configuration the default device is heeded, and nothing is changed; where the
 user has configured JAX's persistent cache, that one is left to do the work and nothing
 is written here.
@@ -26,6 +28,7 @@ import platform
 import sys
 import tempfile
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -44,7 +47,9 @@ _QUICK = ("xla_cpu_use_fusion_emitters", False)
 _PLAIN = ("xla_cpu_experimental_ynn_fusion_type", "")
 _ALONE = ("xla_cpu_multi_thread_eigen", False)
 _MANY = 20_000  # numbers in the arguments, from which the code's speed counts more
-_programs: dict[Any, Any] = {}
+_MOST_PROGRAMS = 64  # of up to a thousand memory maps each; Linux allows 65,530
+_programs: OrderedDict[Any, Any] = OrderedDict()  # the one used last comes last
+_table = threading.Lock()
 _compiling = threading.RLock()  # a user's function may fit while it is traced
 
 
@@ -82,17 +87,33 @@ def run(
     shapes = tuple((np.shape(x), np.result_type(x).str) for x in leaves)
     devices = devices or (_default_device(),)
     key = (fn, static, treedef, shapes, lanes, devices)
-    program = _programs.get(key)
+    program = _kept(key)
     with jax.enable_x64(True), jax.default_device(devices[0]):
         if program is None:
             with _compiling:  # threads that want the same program wait for it
-                program = _programs.get(key)
+                program = _kept(key)
                 if program is None:
                     program = _get(
                         fn, static, args, treedef, shapes, keep, lanes, devices
                     )
-                    _programs[key] = program
+                    _keep(key, program)
         return jax.tree.map(np.asarray, program(*args))
+
+
+def _kept(key: tuple) -> Any:
+    """The program, used last from now on; None where it is not in the process."""
+    with _table:
+        program = _programs.get(key)
+        if program is not None:
+            _programs.move_to_end(key)
+        return program
+
+
+def _keep(key: tuple, program: Any) -> None:
+    with _table:
+        _programs[key] = program
+        while len(_programs) > _MOST_PROGRAMS:
+            _programs.popitem(last=False)
 
 
 def _default_device() -> Any:

@@ -5,10 +5,12 @@ asked for quick compilation and slower code. ``XLA_FLAGS= pytest`` compiles as u
 """
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
 from importlib.metadata import version
+from pathlib import Path
 
 os.environ["JAX_ENABLE_X64"] = "1"
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
@@ -29,6 +31,19 @@ import jaxglmm as jg
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+MOST_MAPS = 20_000  # Linux allows a process 65,530, and a module may take half of them
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _release_programs():
+    """Let go of what JAX compiled, where the process holds too many memory maps."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_text().count("\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

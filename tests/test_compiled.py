@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections import OrderedDict
 
 import jax
 import numpy as np
@@ -183,7 +184,7 @@ def small_program(monkeypatch):
         store(path, program)
 
     def run():
-        monkeypatch.setattr(compiled, "_programs", {})
+        monkeypatch.setattr(compiled, "_programs", OrderedDict())
         found = compiled.run(times, (3.0,), np.arange(4.0))
         np.testing.assert_array_equal(found, [0.0, 3.0, 6.0, 9.0])
         return len(written)
@@ -220,8 +221,8 @@ def test_programs_run_where_they_are_wanted(tmp_path):
     print(json.dumps(places))
     """
     options = {"JAXGLMM_CACHE_DIR": tmp_path, "XLA_FLAGS": THREE}
-    assert python(code, **options) == [[0], [1], [2], [1, 2]]
-    assert python(code, **options) == [[0], [1], [2], [1, 2]]  # from the folder
+    assert python(code, **options) == [[0], [1], [1, 2], [2]]  # used last comes last
+    assert python(code, **options) == [[0], [1], [1, 2], [2]]  # from the folder
 
 
 def test_any_damage_is_noticed(tmp_path, monkeypatch, small_program, capfd):
@@ -308,7 +309,7 @@ def test_threads(first_run, monkeypatch):
     """Two threads that meet a new program at once both get their answer."""
     data, expected = jg.datasets.dyestuff(), first_run[1]["loglik"]
     monkeypatch.setenv("JAXGLMM_CACHE", "off")
-    monkeypatch.setattr(compiled, "_programs", {})
+    monkeypatch.setattr(compiled, "_programs", OrderedDict())
     found, barrier = {}, threading.Barrier(2)
 
     def work(i):
@@ -333,7 +334,7 @@ def test_structures_of_the_user_are_not_kept(filled, monkeypatch):
     name = "own_scalar_for_this_test"
     jg.register_structure(jg.Structure(name, lambda k: 1, factor, lambda k: (1.0,)))
     monkeypatch.setenv("JAXGLMM_CACHE_DIR", str(filled))
-    monkeypatch.setattr(compiled, "_programs", {})
+    monkeypatch.setattr(compiled, "_programs", OrderedDict())
     plain = jg.glmm("Yield ~ 1 + (1 | Batch)", jg.datasets.dyestuff())
     kept = files(filled)
     m = jg.glmm(f"Yield ~ 1 + {name}(1 | Batch)", jg.datasets.dyestuff())
@@ -341,3 +342,30 @@ def test_structures_of_the_user_are_not_kept(filled, monkeypatch):
     assert files(filled) == kept
     with pytest.raises(ValueError, match="registered already"):
         jg.register_structure(jg.Structure(name, lambda k: 1, factor, lambda k: (1.0,)))
+
+
+def test_programs_used_last_are_kept(monkeypatch):
+    monkeypatch.setattr(compiled, "_programs", OrderedDict())
+    monkeypatch.setattr(compiled, "_MOST_PROGRAMS", 2)
+    monkeypatch.setenv("JAXGLMM_CACHE", "off")
+    made, get = [], compiled._get
+
+    def counted(fn, static, args, *rest):
+        made.append(len(args[0]))
+        return get(fn, static, args, *rest)
+
+    monkeypatch.setattr(compiled, "_get", counted)
+
+    def total(n):
+        return float(compiled.run(_total, (), np.ones(n)))
+
+    for n in (1, 2, 1, 3):  # 2 has to go, 1 was used after it
+        assert total(n) == n
+    assert total(1) == 1.0
+    assert made == [1, 2, 3]
+    assert total(2) == 2.0
+    assert made == [1, 2, 3, 2]
+
+
+def _total(x):
+    return x.sum()
